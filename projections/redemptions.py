@@ -94,6 +94,11 @@ REDEMPTIONS: Final = Table(
         "CREATE INDEX ON {table} (ledger_id, refused, at, position) WHERE refused IS NOT NULL",
         # Nearly all that were never shared with who redeemed them are among these.
         "CREATE INDEX ON {table} (ledger_id, at, position) WHERE refused IS NULL AND shared_with_advertiser IS FALSE",
+        # The others of these are, once it was said whose the account was.
+        """
+        CREATE INDEX ON {table} (ledger_id, advertiser_id, at, position)
+        WHERE refused IS NULL AND shared_with_advertiser IS NULL
+        """,
     ),
 )
 
@@ -177,9 +182,9 @@ _NOT_SHARED: Final = (
     f"t.refused IS NULL AND t.shared_with_advertiser IS FALSE AND NOT ({_SHARED})",
     f"""
     t.refused IS NULL AND t.shared_with_advertiser IS NULL AND NOT ({_SHARED})
-    AND t.advertiser_id IN (
+    AND t.advertiser_id = ANY (ARRAY(
         SELECT a.advertiser_id FROM views.advertisers a WHERE a.ledger_id = %(ledger_id)s AND a.position <= %(upto)s
-    )
+    ))
     """,  # noqa: S608 - a constant is inserted
 )
 

@@ -34,7 +34,7 @@ from infra.proof.heads_check import verdict_on_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
     from pathlib import Path
 
     from cryptography.x509 import Certificate
@@ -46,6 +46,7 @@ _EVENTS: Final = "data/events.ndjson"
 
 # Of a bundle with more, the events are checked by all processors: other processes need half a second to start.
 SPREAD_BYTES: Final = 32 << 20
+MAX_PROCESSES: Final = 16
 
 
 def check_bundle(
@@ -69,10 +70,12 @@ def check_bundle(
         OSError, zipfile.BadZipFile: the bundle cannot be read.
 
     """
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(usable, MAX_PROCESSES)
     spread = processes > 1 and _events_bytes(path) > spread_bytes
     with _executor(processes) if spread else nullcontext() as executor:
-        heads = None if executor is None else executor.submit(verdict_on_heads, path)
+        # Counted while the events are checked; what it says counts only if these are right.
+        heads = executor.submit(verdict_on_heads, path) if executor is not None and _is_whole(path) else None
         report = _verified(path, executor, processes, keys=keys, **options)
         if not report.good:
             return report
@@ -86,11 +89,26 @@ def check_bundle(
             case "answer":
                 _check_answer(bundle, stated, report)
             case "ledger":
-                counted = verdict_on_heads(path) if heads is None else heads.result()
+                counted = _counted(path, heads)
                 if counted is not None:
                     right, line = counted
                     (report.ok if right else report.no)(line)
     return report
+
+
+def _counted(path: Path, heads: Future[tuple[bool, str] | None] | None) -> tuple[bool, str] | None:
+    if heads is not None:
+        with suppress(BrokenExecutor):  # a process was killed, so they are counted here
+            return heads.result()
+    return verdict_on_heads(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a bundle says that it is of a whole ledger."""
+    try:
+        return bool(json.loads(verify.Bundle(path).read("data/answer.json"))["about"]["kind"] == "ledger")
+    except (OSError, verify.Wrong, zipfile.BadZipFile, *verify.MALFORMED):
+        return False
 
 
 @contextmanager
@@ -118,7 +136,7 @@ def _verified(path: Path, executor: Executor | None, processes: int, **options: 
     """Verify a bundle with other processes, and with `verify.py` alone if these find anything unusual."""
     if executor is not None:
         reading = partial(SpreadReading, executor=executor, processes=processes)
-        with suppress(Doubtful, BrokenExecutor):
+        with suppress(Doubtful):
             return verify.verify(path, reading=reading, **options)
     return verify.verify(path, **options)
 

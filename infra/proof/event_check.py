@@ -7,12 +7,13 @@ without this, and says what is wrong.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections import deque
-from concurrent.futures import Executor, Future
-from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from concurrent.futures import BrokenExecutor, Executor, Future
+from itertools import pairwise
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -21,11 +22,14 @@ from infra.proof import verify
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-EVENTS: Final = 1_000
-# Lines that wait for their check, for each process: memory stays bounded.
+# A piece ends with the first of these limits; so many pieces wait for their check, for each process.
+PIECE_EVENTS: Final = 1_000
+PIECE_BYTES: Final = 4 << 20
 AHEAD: Final = 3
-# What guards a cell of the table does not count.
+BLOCK_BYTES: Final = 1 << 16
+# What guards a cell of the table does not count. Beside a quote or the end of a line it could be outside of a cell.
 _GUARD: Final = b"'"
+_OUTSIDE: Final = (b"'\"", b"\"'", b"\r'", b"'\r")
 
 
 class Doubtful(Exception):
@@ -53,7 +57,8 @@ def check_piece(lines: Sequence[bytes], entries: Sequence[bytes], log_id: bytes)
             write([event.get(column) for column in verify.CSV_COLUMNS])
     except (verify.Wrong, *verify.MALFORMED):
         return None
-    return Checked(bytes(levels), table.getvalue().encode().replace(_GUARD, b""))
+    rows = table.getvalue().encode()
+    return None if b"\0" in rows else Checked(bytes(levels), rows.replace(_GUARD, b""))
 
 
 class SpreadReading(verify.Reading):
@@ -79,22 +84,27 @@ class SpreadReading(verify.Reading):
         with self.bundle.open("data/events.ndjson") as file, self.bundle.open("data/events.csv") as stored:
             table = _Table(stored)
             table.take(",".join(verify.CSV_COLUMNS).encode() + b"\r\n")
-            lines = iter(lambda: file.readline(verify.MAX_LINE_BYTES), b"")
-            pieces = iter(lambda: list(islice(lines, EVENTS)), [])
+            pieces = _pieces(file)
             while True:
                 while len(waiting) < self._waiting and (piece := next(pieces, None)):
                     events, entries = self._parsed(piece, last)
                     last = events[-1]["position"]
-                    waiting.append((events, self._executor.submit(check_piece, piece, entries, self.log_id)))
+                    waiting.append((events, self._submit(piece, entries)))
                 if not waiting:
                     break
                 events, future = waiting.popleft()
-                checked = future.result()
+                checked = _result(future)
                 if checked is None:
                     raise Doubtful
                 table.take(checked.rows)
                 yield from zip(events, checked.levels, strict=True)
             table.end()
+
+    def _submit(self, piece: Sequence[bytes], entries: Sequence[bytes]) -> Future[Checked | None]:
+        try:
+            return self._executor.submit(check_piece, piece, entries, self.log_id)
+        except BrokenExecutor:
+            raise Doubtful from None
 
     def _parsed(self, piece: Sequence[bytes], last: int) -> tuple[list[verify.Event], list[bytes]]:
         """Return the events of lines, whose positions must ascend, and their entries."""
@@ -108,25 +118,57 @@ class SpreadReading(verify.Reading):
             raise Doubtful from None
 
 
+def _result(future: Future[Checked | None]) -> Checked | None:
+    try:
+        return future.result()
+    except BrokenExecutor:  # a process was killed, which says nothing of the bundle
+        raise Doubtful from None
+
+
+def _pieces(file: IO[bytes]) -> Iterator[list[bytes]]:
+    piece, size = list[bytes](), 0
+    while line := file.readline(verify.MAX_LINE_BYTES):
+        piece.append(line)
+        size += len(line)
+        if len(piece) == PIECE_EVENTS or size >= PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
 class _Table:
     """The table of a bundle, compared piece by piece."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._read = bytearray()
+        self._last = b""
+        self._utf_8 = codecs.getincrementaldecoder("utf-8")()
 
     def take(self, expected: bytes) -> None:
         """Raise `Doubtful` unless the table goes on with this, guards aside."""
         while len(self._read) < len(expected):
-            more = self._file.read(max(len(expected) - len(self._read), 1 << 16))
-            if not more:
+            if not self._more(max(len(expected) - len(self._read), BLOCK_BYTES)):
                 raise Doubtful
-            self._read += more.replace(_GUARD, b"")
         if self._read[: len(expected)] != expected:
             raise Doubtful
         del self._read[: len(expected)]
 
     def end(self) -> None:
         """Raise `Doubtful` unless the table ends here."""
-        if self._read or self._file.read().replace(_GUARD, b""):
+        if self._more(BLOCK_BYTES) or self._read or self._last != b"\n":
             raise Doubtful
+
+    def _more(self, most: int) -> bool:
+        """Read on, without guards; return whether there was more."""
+        block = self._file.read(most)
+        try:
+            self._utf_8.decode(block, final=not block)
+        except UnicodeDecodeError:
+            raise Doubtful from None
+        if any(unusual in self._last + block for unusual in _OUTSIDE):
+            raise Doubtful
+        self._last = block[-1:] or self._last
+        self._read += block.replace(_GUARD, b"")
+        return bool(block)

@@ -99,6 +99,6 @@ def _keys(stream_id: str, creator_stream: str) -> tuple[bytes, bytes]:
 def _events(bundle: verify.Bundle, having: bytes = b"") -> Iterator[dict[str, Any]]:
     """Yield the events in whose lines something is."""
     with bundle.open("data/events.ndjson") as lines:
-        for line in lines:
+        while line := lines.readline(verify.MAX_LINE_BYTES):
             if having in line:
                 yield orjson.loads(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -199,6 +200,11 @@ class _Inline(Executor):
         future: Future[Any] = Future()
         future.set_result(function(*arguments, **options))
         return future
+
+
+def ends_at_once(*_: object) -> None:
+    """End the process that is given this to do, as the system does where memory is short."""
+    os._exit(1)
 
 
 def spread(path: Path, **options: Any) -> verify.Report:

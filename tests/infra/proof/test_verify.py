@@ -32,7 +32,7 @@ from infra.proof.evidence_log import EvidenceRow
 from tests import given
 from tests.domain.test_late_paperwork import in_time, late
 from tests.given import ADVERTISER, CODE, VIDEO, Story
-from tests.infra.proof.bundles import AT, LOG_ID, Log, bad, showing, shown, spread, stating
+from tests.infra.proof.bundles import AT, LOG_ID, Log, bad, ends_at_once, showing, shown, spread, stating
 from tests.late_paperwork import ADVERTISERS, DAY, START, VIDEOS, happenings
 
 VECTORS = Path(__file__).parent / "ed25519_vectors.txt"
@@ -655,13 +655,46 @@ def test_a_large_bundle_is_checked_by_other_processes_with_the_same_verdicts(log
     assert verdict.startswith("incomplete")
 
 
-@pytest.mark.parametrize("rows", [b"", b"one more\r\n"], ids=["fewer", "more"])
-def test_what_is_not_as_the_program_writes_it_is_left_to_the_verifier(log: Log, rows: bytes, tmp_path: Path) -> None:
+def _guarded_outside(table: bytes) -> bytes:
+    return table.replace(b',"', b",'\"", 1)
+
+
+# Each is read otherwise than as the events, although without apostrophes it has the same bytes.
+TABLES: dict[str, Callable[[bytes], bytes]] = {
+    "a row less": lambda table: b"".join(table.splitlines(keepends=True)[:-1]),
+    "a row more": lambda table: table + b"one more\r\n",
+    "an apostrophe for a row": lambda table: table + b"'",
+    "an apostrophe before a quote": _guarded_outside,
+    "an apostrophe after a quote": lambda table: table.replace(b'"\r\n', b"\"'\r\n", 1),
+    "an apostrophe in the end of a line": lambda table: table.replace(b"\r\n", b"\r'\n", 1),
+    "an apostrophe within a letter": lambda table: table.replace("é".encode(), "é".encode()[:1] + b"'\xa9", 1),
+}
+
+
+@pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
+def test_a_table_that_is_read_otherwise_than_as_the_events_is_never_called_good(
+    change: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    story = given.running()
+    story.when(given.permission(creator_id="other"))
+    log = Log.of(story)
+    rows = [row._replace(event=row.event._replace(actor_subject="é")) for row in log.rows]
+    log = Log(rows, log.signer, log.bag_signer)
     bundle = log.bundle(log.plan({"kind": "ledger"}))
-    table = bundle["data/events.csv"].splitlines(keepends=True)
-    wrong = {**bundle, "data/events.csv": b"".join([*table[:-1], rows or b"", *(table[-1:] if rows else [])])}
+    changed = change(bundle["data/events.csv"])
+    assert changed != bundle["data/events.csv"]
+    path = log.written(tmp_path, {**bundle, "data/events.csv": changed})
+    assert not verify.verify(path, keys=log.keys).good
     with pytest.raises(Doubtful):
-        spread(log.written(tmp_path, wrong), keys=log.keys)
+        spread(path, keys=log.keys)
+
+
+def test_a_process_that_is_killed_says_nothing_of_the_bundle(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = log.written(tmp_path, log.bundle(log.plan({"kind": "ledger"})))
+    monkeypatch.setattr("infra.proof.event_check.check_piece", ends_at_once)
+    assert check_bundle(path, keys=log.keys, spread_bytes=0).good
 
 
 def test_a_bags_signature_is_no_checkpoint_and_its_key_no_logs(log: Log) -> None:
