@@ -762,8 +762,8 @@ def _begin_ledger(settings: Settings, ledger: str, server: str | None = None) ->
         place = _chosen(places, server)
         with contextlib.ExitStack() as held:
             if len(places) > 1:
-                workers = {one.name: one.owner for one in places}
-                if not held.enter_context(new_ledger_name(workers, ledger)):
+                owners = {one.name: one.owner for one in places}
+                if not held.enter_context(new_ledger_name(owners, ledger)):
                     return None
             with contextlib.suppress(LedgerExists):
                 return asyncio.run(create_ledger(place.owner, _master_key(settings), ledger))
@@ -795,7 +795,10 @@ def ledgers_list() -> None:
             where = f"  {place.name:<12}" if place.name else ""
             for found in asyncio.run(list_ledgers(place.owner, _master_key(settings))):
                 size = f"{found.events:,} events, about {max(found.bytes / 1e6, 0.1):,.1f} MB"
-                show(f"{found.ledger_id:>6}  {found.name:<20}{where}  {size}")
+                moving = ""
+                if found.moving_since is not None:
+                    moving = f", moving to {found.moving_to} since {found.moving_since:%Y-%m-%d %H:%M} UTC"
+                show(f"{found.ledger_id:>6}  {found.name:<20}{where}  {size}{moving}")
 
 
 @ledgers.command("move")
@@ -811,19 +814,12 @@ def ledgers_move(
     Commands of the ledger wait for about a second at the end. The server that it has left keeps a copy, which is not
     served: `ledgers forget` removes it.
     """
-    from infra.jobs.ledger_move import LedgerMove, MoveError, Server
-    from infra.servers import leaving
+    from infra.jobs.ledger_move import LedgerMove, Server
 
     settings = load_settings()
     with servers(settings) as places, _progress() as say:
         target = _chosen(places, to)
-        others = [place for place in places if place.name != target.name]
-        source = next((place for place in others if leaving(place.name, place.owner, ledger, to)), None)
-        if source is None:
-            source = _home(places, ledger)
-        if source.name == target.name:
-            message = f"Ledger {ledger} is on {to} already."
-            raise MoveError(message)
+        source = _leaves(places, ledger, target)
         given = Server(source.name, source.owner), Server(target.name, target.owner)
         with LedgerMove(ledger, *given, _master_key(settings), say) as move:
             if undo:
@@ -836,6 +832,35 @@ def ledgers_move(
             f"{moved.held_s:.2f} seconds. {source.name} keeps a copy that it does not serve: remove it with "
             "`sparkledger ledgers forget`."
         )
+
+
+def _leaves(places: list[Place], ledger: str, target: Place) -> Place:
+    """Return the server that a ledger leaves: its home, or the one that it has left, if its move is not complete."""
+    from infra.errors import Unavailable
+    from infra.jobs.ledger_move import MoveError
+    from infra.servers import leaving
+
+    missing: LookupError | None = None
+    try:
+        home = _home(places, ledger)
+    except LookupError as error:
+        missing = error
+    else:
+        if home.name != target.name:
+            return home
+    for place in places:
+        if place.name == target.name:
+            continue
+        try:
+            if leaving(place.name, place.owner, ledger, target.name):
+                return place
+        except Unavailable:
+            if missing is not None:
+                raise
+    if missing is not None:
+        raise missing
+    message = f"Ledger {ledger} is on {target.name} already."
+    raise MoveError(message)
 
 
 @ledgers.command("forget")

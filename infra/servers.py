@@ -245,11 +245,13 @@ def home_of(workers: Mapping[str, str], ledger: str) -> str:
 
 
 @contextmanager
-def new_ledger_name(workers: Mapping[str, str], ledger: str) -> Iterator[bool]:
+def new_ledger_name(owners: Mapping[str, str], ledger: str) -> Iterator[bool]:
     """Keep others from creating a ledger of this name on any server; yield whether none has it yet.
 
+    A ledger that moves is found on both servers, although for a moment neither serves it.
+
     Args:
-        workers: the servers by name, each as a login that is or may become the worker's role.
+        owners: the servers by name, each as the owner of its tables.
         ledger: the name.
 
     Raises:
@@ -258,8 +260,8 @@ def new_ledger_name(workers: Mapping[str, str], ledger: str) -> Iterator[bool]:
     """
     with ExitStack() as opened:
         connections = []
-        for name in sorted(workers):
-            connection = opened.enter_context(_connected(name, workers[name], WORKER))
+        for name in sorted(owners):
+            connection = opened.enter_context(_connected(name, owners[name], MOVER))
             connection.execute("SELECT pg_advisory_lock(%s, hashtext(%s))", (AdvisoryLock.LEDGER_NAME, ledger))
             connections.append(connection)
         yield all(connection.execute(_HAS, (ledger,)).fetchone() is None for connection in connections)

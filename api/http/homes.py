@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, cast
@@ -34,6 +35,8 @@ Answer = bool | LedgerElsewhere | None
 
 MAX_REMEMBERED: Final = 100_000
 DIGEST_BYTES: Final = 16
+
+log = logging.getLogger(__name__)
 
 
 class Homes:
@@ -119,6 +122,10 @@ async def _asked(app: FastAPI, shown: str, knows: Knows) -> Answer:
     except LedgerElsewhere as error:
         return error
     except Unavailable:
+        return None
+    except Exception:
+        # Another server may know it. If none does, this one answers the request, and the error is its answer.
+        log.exception("Server %s could not be asked what a request opens", _server(app))
         return None
 
 

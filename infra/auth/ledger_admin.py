@@ -10,6 +10,8 @@ from infra.crypto.envelope import fresh_key
 from infra.crypto.keyring import fingerprint_purpose
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 # A ledger's part of the database, by its number of events: its own rows could only be counted by reading them all.
 _SIZES: Final = """
     SELECT l.ledger_id, l.name, h.position,
-           (pg_database_size(current_database()) * h.position / greatest(sum(h.position) OVER (), 1))::bigint
+           (pg_database_size(current_database()) * h.position / greatest(sum(h.position) OVER (), 1))::bigint,
+           d.target, d.began_at AT TIME ZONE 'UTC'
     FROM ledgers l
+    LEFT JOIN departures d ON d.ledger_id = l.ledger_id AND d.moved_at IS NULL
     CROSS JOIN LATERAL (
         SELECT coalesce(max(e.position), 0) AS position FROM events e WHERE e.ledger_id = l.ledger_id
     ) h
@@ -27,12 +31,17 @@ _SIZES: Final = """
 
 
 class LedgerSize(NamedTuple):
-    """A ledger, and how large it is: its events, and about how many bytes it takes."""
+    """A ledger, and how large it is: its events, and about how many bytes it takes.
+
+    While it moves to another server, or its move was interrupted: where to, and since when, in UTC.
+    """
 
     ledger_id: int
     name: str
     events: int
     bytes: int
+    moving_to: str | None
+    moving_since: datetime | None
 
 
 class LedgerExists(Exception):

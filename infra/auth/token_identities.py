@@ -136,6 +136,7 @@ class TokenIdentities:
         """Make the row of a new identity, or set it to the rights of a newer token; return whether it changed.
 
         Raises:
+            NotAllowed: this server does not serve the ledger any more.
             TokenRefused: the token acts only for erased creators.
 
         """
@@ -144,6 +145,8 @@ class TokenIdentities:
         revoked = row is not None and row.revoked_at is not None
         if revoked or not (differs or grant.subjects.creator_ids):
             return False
+        if row is None:
+            self._ledgers.drop(grant.ledger)  # it may have moved to another server, with the row
         ledger_id = await self._ledger_id(grant.ledger)
         keys = await self._keyring.ledger(ledger_id)
         async with self._database.connection(ledger_id) as connection, connection.transaction():

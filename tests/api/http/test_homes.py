@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import psycopg
 import pytest
+from fastapi import FastAPI
 from psycopg import sql
 
+from api.http.homes import Homes
 from infra.postgres.embedded.server import EmbeddedPostgres
 from tests.api.processes import serving_process
 from tests.api.streaming import following
@@ -68,6 +71,22 @@ def test_commands_and_reads_go_to_the_server_of_the_keys_ledger(servers: Install
 def test_a_key_that_no_server_knows_opens_nothing(url: str) -> None:
     with http_client(url, "slk_unknown") as client:
         assert client.get(ACCOUNT).status_code == 401
+
+
+async def test_a_server_that_fails_does_not_hide_what_another_one_knows() -> None:
+    def app(server: str) -> FastAPI:
+        made = FastAPI()
+        made.state.services = SimpleNamespace(server=server)
+        return made
+
+    failing, knowing = app("failing"), app("knowing")
+
+    async def knows(asked: FastAPI, _: str) -> bool:
+        if asked is failing:
+            raise psycopg.errors.ForeignKeyViolation
+        return True
+
+    assert await Homes([failing, knowing]).find("shown", knows) is knowing
 
 
 def test_a_key_that_is_created_over_http_is_of_its_creators_ledger(servers: Installation, url: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, cast
 
 import httpx
@@ -17,13 +19,14 @@ import pytest
 from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.servers import new_ledger_name
 from tests.api.processes import serving_process
 from tests.api.streaming import following
 from tests.api.world import World, told
 from tests.conftest import TestDatabase
 from tests.keys import master_key_of
 from tests.places import directory
-from tests.servers import Installation, installation, shown
+from tests.servers import Installation, command, installation, servers_file, shown
 from tests.serving import http_client
 from tests.waiting import until
 
@@ -395,6 +398,31 @@ def test_the_key_of_a_ledger_is_wrapped_for_the_target_when_it_switches(ledger: 
     ledger.move()
     ledger.record("after")
     assert ledger.accounts(ledger.servers.b) == ["before", "after"]
+
+
+def test_a_name_is_taken_while_no_server_serves_the_ledger(ledger: Ledger) -> None:
+    with pytest.raises(Killed):
+        ledger.move(killed_at("switched"))
+    assert ledger.serving() == []
+    owners = {name: database.dsn() for name, database in ledger.databases}
+    with new_ledger_name(owners, ledger.name) as free:
+        assert not free
+
+
+def test_the_command_moves_a_ledger_while_a_third_server_is_away(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_move, "LINGER_S", 0.0)
+    urls = {name: database.dsn() for name, database in ledger.databases} | {"c": "postgresql://127.0.0.1:1/away"}
+    file = str(servers_file(tmp_path / "servers", **urls))
+    files = dict.fromkeys(["DATABASES", "WORKER_DATABASES", "MIGRATION_DATABASES"], file)
+    with pytest.raises(Killed):
+        ledger.move(killed_at("tables"))
+    assert re.search(rf"{ledger.name} .*, moving to b since \d{{4}}-", ledger.servers.command("ledgers", "list"))
+    move = ("ledgers", "move", ledger.name, "--to", "b")
+    assert "is on b now" in command(ledger.servers.settings | files, *move)
+    assert ledger.serving() == ["b"]
+    assert "moving to" not in ledger.servers.command("ledgers", "list").split(ledger.name)[1].splitlines()[0]
 
 
 def test_a_copy_is_removed_and_the_ledger_can_move_back(ledger: Ledger) -> None:
