@@ -33,8 +33,9 @@ class Head(NamedTuple):
     def after(self, leaves: Iterable[bytes]) -> Head:
         """Return the head after more events, of which these are the leaf hashes."""
         events, chain = self
+        sha256 = hashlib.sha256
         for leaf in leaves:
-            events, chain = events + 1, hashlib.sha256(chain + leaf).digest()
+            events, chain = events + 1, sha256(chain + leaf).digest()
         return Head(events, chain)
 
 
@@ -67,3 +68,9 @@ def heads_stream(log_id: UUID) -> UUID:
 def head_leaf(key: bytes, head: Head) -> bytes:
     """Return a leaf of the tree of heads."""
     return b"\1" + key + head.events.to_bytes(8, "big") + head.chain
+
+
+def head_leaf_hashes(heads: Iterable[tuple[bytes, int, bytes]]) -> list[bytes]:
+    """Return the hashes of leaves, of which there can be millions: `merkle.leaf_hash` of each `head_leaf`."""
+    sha256 = hashlib.sha256
+    return [sha256(b"\0\1" + key + events.to_bytes(8, "big") + chain).digest() for key, events, chain in heads]

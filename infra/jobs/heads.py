@@ -13,7 +13,9 @@ import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import psycopg
 
@@ -24,14 +26,14 @@ from domain.heads import (
     VIDEO_SALT,
     Head,
     creator_key,
-    head_leaf,
+    head_leaf_hashes,
     heads_stream,
     stream_key,
     video_key,
 )
 from domain.log import Log
 from domain.log_tiles import WIDTH, split_hashes
-from domain.merkle import HASH_BYTES, leaf_hash
+from domain.merkle import HASH_BYTES
 from infra.errors import Unavailable
 from infra.jobs.log_events import record
 from infra.postgres.pool import session
@@ -43,7 +45,6 @@ from projections.engine.array_columns import Bigints, Byteas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from uuid import UUID
 
     from infra.runtime import Runtime
 
@@ -76,7 +77,7 @@ _DUE: Final = """
     ORDER BY l.ledger_id
 """
 _EVENTS: Final = """
-    SELECT e.stream_id, e.creator_stream, CASE e.type WHEN 'CodeGenerated' THEN e.video_id END
+    SELECT uuid_send(e.stream_id), uuid_send(e.creator_stream), CASE e.type WHEN 'CodeGenerated' THEN e.video_id END
     FROM events e
     WHERE e.ledger_id = %b AND e.position > %b AND e.position <= %b
     ORDER BY e.position
@@ -189,7 +190,7 @@ def _bring_up(connection: psycopg.Connection, due: _Due, salt: bytes) -> HeadBlo
     """
     if due.upto - due.after <= FEW_EVENTS:
         for after in range(due.after, due.upto, STRETCH):
-            _store(connection, due, _by_key(_added(connection, due, salt, after)))
+            _store(connection, due, _by_key(_added(connection, due, salt, after)), fresh=after == 0)
     else:
         for after in range(due.after, due.upto, ROUND):
             _add_many(connection, due, salt, after)
@@ -197,8 +198,7 @@ def _bring_up(connection: psycopg.Connection, due: _Due, salt: bytes) -> HeadBlo
     with connection.cursor("heads", binary=True) as cursor:
         cursor.execute(_ALL, (due.ledger_id, due.generation))
         while rows := cursor.fetchmany(HASHED):
-            leaves = [leaf_hash(head_leaf(key, Head(count, chain))) for key, count, chain in rows]
-            blocks.grow([row[0] for row in rows], leaves)
+            blocks.grow([row[0] for row in rows], head_leaf_hashes(rows))
     return blocks
 
 
@@ -212,10 +212,20 @@ def _added(connection: psycopg.Connection, due: _Due, salt: bytes, after: int) -
     if len(events) != upto - after or len(leaves) < len(events):
         raise LookupError(f"events or tiles of ledger {due.name} are missing")
     for (stream_id, creator_stream, video_id), leaf in zip(events, leaves, strict=False):
-        yield stream_key(stream_id), leaf
-        yield creator_key(creator_stream), leaf
+        yield _stream_key(stream_id), leaf
+        yield _creator_key(creator_stream), leaf
         if video_id is not None:
             yield video_key(salt, video_id), leaf
+
+
+@lru_cache(maxsize=STRETCH)
+def _stream_key(stream_id: bytes) -> bytes:
+    return stream_key(UUID(bytes=stream_id))
+
+
+@lru_cache(maxsize=STRETCH)
+def _creator_key(creator_stream: bytes) -> bytes:
+    return creator_key(UUID(bytes=creator_stream))
 
 
 def _by_key(added: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
@@ -233,21 +243,23 @@ def _add_many(connection: psycopg.Connection, due: _Due, salt: bytes, after: int
             parts[key[0] * PARTS >> 8] += key + leaf
     # PostgreSQL stores one part while the next is taken apart.
     with ThreadPoolExecutor(1) as executor:
-        stored = executor.submit(_store, connection, due, {})
+        stored = executor.submit(_store, connection, due, {}, fresh=True)
         for part in parts:
             pieces = [bytes(part[i : i + _ADDED_BYTES]) for i in range(0, len(part), _ADDED_BYTES)]
             part.clear()
             by_key = _by_key((piece[:KEY_BYTES], piece[KEY_BYTES:]) for piece in pieces)
             stored.result()
-            stored = executor.submit(_store, connection, due, by_key)
+            stored = executor.submit(_store, connection, due, by_key, fresh=after == 0)
         stored.result()
 
 
-def _store(connection: psycopg.Connection, due: _Due, added: Mapping[bytes, Sequence[bytes]]) -> None:
+def _store(connection: psycopg.Connection, due: _Due, added: Mapping[bytes, Sequence[bytes]], *, fresh: bool) -> None:
+    """Add to heads; `fresh`, where none of their keys is stored."""
     cursor = connection.cursor(binary=True)
     keys = sorted(added)  # neighbours in the index are then written together
     place: tuple[Any, ...] = (due.ledger_id, due.generation)
-    known = {row[0]: Head(*row[1:]) for row in cursor.execute(_KNOWN, (*place, Byteas(keys))).fetchall()}
+    stored = [] if fresh else cursor.execute(_KNOWN, (*place, Byteas(keys))).fetchall()
+    known = {key: Head(events, chain) for key, events, chain in stored}
     heads = [known.get(key, NO_EVENTS).after(added[key]) for key in keys]
     columns = Byteas(keys), Bigints([head.events for head in heads]), Byteas([head.chain for head in heads])
     cursor.execute(_STORE, (*place, *columns))

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import orjson
 
-from domain.heads import FORMAT, NO_EVENTS, Head, creator_key, head_leaf, heads_stream, stream_key, video_key
+from domain.heads import FORMAT, NO_EVENTS, creator_key, head_leaf_hashes, heads_stream, stream_key, video_key
 from domain.log_entry import ENTRY_BYTES
 from domain.merkle import leaf_hash, root_of
 from infra.proof import verify
@@ -83,7 +83,7 @@ def _first_wrong(bundle: verify.Bundle, salt: bytes, sealed: Sequence[dict[str, 
                 heads[key] = count + 1, sha256(chain + leaf).digest()
             while due and due[0]["upto"] == event["position"]:
                 facts = due.pop(0)
-                root = root_of([leaf_hash(head_leaf(key, Head(*heads[key]))) for key in sorted(heads)])
+                root = root_of(head_leaf_hashes((key, *heads[key]) for key in sorted(heads)))
                 if (len(heads), base64.b64encode(root).decode()) != (facts["keys"], facts["root"]):
                     return int(event["position"])
             if not due:
