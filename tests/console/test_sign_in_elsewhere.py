@@ -21,7 +21,7 @@ from infra.postgres.migrate import migrate
 from infra.processes.worker import create_views
 from tests.api.processes import serving_process
 from tests.api.world import World, told
-from tests.conftest import _database
+from tests.conftest import fresh_database
 from tests.console.conftest import Browsers, follow
 from tests.console.test_sign_in import new_key
 from tests.infra.auth.issuing import issuing
@@ -42,7 +42,7 @@ class Place:
 @pytest.fixture(scope="module")
 def shared_place(cluster: EmbeddedPostgres) -> Iterator[Place]:
     """One for all tests of this module, since a process is costly to start."""
-    with _database(cluster) as database, issuing() as issuer:
+    with fresh_database(cluster) as database, issuing() as issuer:
         master = base64.b64encode(fresh_key()).decode()
         asyncio.run(create_views(database.dsn()))
         admin = asyncio.run(create_ledger(database.dsn(), master_key_of(master), "main"))

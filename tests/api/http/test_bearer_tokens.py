@@ -24,7 +24,7 @@ from infra.processes.worker import create_views
 from tests.api.attempts import ALERT
 from tests.api.processes import serving_process
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
-from tests.conftest import _database
+from tests.conftest import fresh_database
 from tests.infra.auth.issuing import TestIssuer, issuing, signer
 from tests.keys import master_key_of
 
@@ -54,7 +54,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def places(cluster: EmbeddedPostgres) -> Iterator[Iterator[Place]]:
-    with _database(cluster) as database, issuing() as issuer, ExitStack() as opened:
+    with fresh_database(cluster) as database, issuing() as issuer, ExitStack() as opened:
         master = base64.b64encode(fresh_key()).decode()
         asyncio.run(create_views(database.dsn()))
         admins = {
