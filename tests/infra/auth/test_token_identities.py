@@ -258,6 +258,16 @@ async def test_a_token_that_leads_to_no_ledger_is_turned_away(opened: Opened, is
     await authenticator.stop()
 
 
+async def test_a_token_makes_no_key_on_a_server_that_its_ledger_has_left(
+    opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
+) -> None:
+    await authenticator.authenticate(issuer.token(sub="ana"), now())
+    opened.sql("UPDATE ledgers SET served_by = 'other' WHERE ledger_id = %s RETURNING 1", tenant.ledger_id)
+    with pytest.raises(NotAllowed):
+        await authenticator.authenticate(issuer.token(sub="ben"), now())
+    await authenticator.stop()
+
+
 async def test_a_role_that_the_database_was_not_told_of_is_turned_away_until_migrate_tells_it(
     opened: Opened, tenant: Tenant, issuer: TestIssuer, authenticator: Authenticator
 ) -> None:

@@ -350,6 +350,23 @@ def test_keys_that_a_server_has_no_more_are_sealed_in_an_epoch_that_ends(ledger:
     assert ledger.servers.a.sql(ends, (number,)) == [(True,)]
 
 
+def test_a_key_that_is_erased_after_it_was_copied_is_sealed_in_an_epoch_that_ends_on_the_target(
+    ledger: Ledger,
+) -> None:
+    with ledger.world() as world:
+        world.creator()
+        world.generate("creator-1")
+    with pytest.raises(Killed):
+        ledger.move(killed_at("tables"))
+    of_ledger = "ledger_id = (SELECT ledger_id FROM ledgers WHERE name = %s)"
+    erased = f"UPDATE creator_keys SET wrapped = NULL, erased_at = now() WHERE {of_ledger} RETURNING ledger_id"
+    assert ledger.servers.a.sql(erased, (ledger.name,))
+    ends = f"SELECT epoch = (SELECT number FROM key_epochs WHERE present) FROM erasures WHERE {of_ledger}"
+    assert ledger.servers.b.sql(ends, (ledger.name,)) == []
+    ledger.move()
+    assert ledger.servers.b.sql(ends, (ledger.name,)) == [(True,)]
+
+
 def test_what_changes_between_the_copies_of_two_tables_moves(ledger: Ledger) -> None:
     made: list[str] = []
 
@@ -451,6 +468,37 @@ def test_the_source_lets_nothing_be_written_to_a_copy(ledger: Ledger) -> None:
                 f" VALUES ({of_ledger}, 'codes', 1, 1, 'x', 'x', 'x')",
                 (ledger.name,),
             )
+
+
+def test_a_worker_ends_epochs_of_a_ledger_that_the_source_does_not_serve(ledger: Ledger) -> None:
+    ledger.servers.a.sql(
+        "INSERT INTO erasures (ledger_id, position, creator_stream, epoch)"
+        " SELECT ledger_id, 0, gen_random_uuid(), 0 FROM ledgers WHERE name = %s RETURNING 1",
+        (ledger.name,),
+    )
+    ledger.move()
+    of_ledger = "ledger_id = (SELECT ledger_id FROM ledgers WHERE name = %s)"
+    ended = f"UPDATE erasures SET carried_out_at = now() WHERE {of_ledger} RETURNING position"
+    assert ledger.servers.a.sql(ended, (ledger.name,)) == [(0,)]
+    assert ledger.rows(ledger.servers.b)["erasures"] == []
+
+
+def test_numbers_of_deliveries_go_on_after_those_that_moved(ledger: Ledger) -> None:
+    with ledger.client() as client:
+        told(client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
+    ledger.servers.a.sql("SELECT setval('webhook_attempts_attempt_id_seq', 1000)")
+    attempt = (
+        "INSERT INTO webhook_attempts (webhook_id, ledger_id, message_id, type, attempt, at, outcome, duration_ms)"
+        " SELECT w.webhook_id, ledger_id, gen_random_uuid(), 'x', 1, now(), 'failed', 1"
+        " FROM webhooks w JOIN ledgers l USING (ledger_id) WHERE l.name = %s RETURNING attempt_id"
+    )
+    assert ledger.servers.a.sql(attempt, (ledger.name,)) == [(1001,)]
+    # The command does not live to see the switch; any process completes it.
+    with pytest.raises(Killed):
+        ledger.move(killed_at("switched"))
+    assert ledger.servers.b.sql(attempt, (ledger.name,)) == [(1002,)]
+    ledger.move()
+    assert ledger.servers.b.sql(attempt, (ledger.name,)) == [(1003,)]
 
 
 def test_every_table_with_a_ledger_moves_or_it_is_said_why_not(database: TestDatabase) -> None:
