@@ -457,6 +457,18 @@ def test_a_copy_is_removed_and_the_ledger_can_move_back(ledger: Ledger) -> None:
     assert ledger.record("home-again")
 
 
+def test_a_removal_that_fails_at_its_end_is_run_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.record("before")
+    ledger.move()
+    source = Server("a", ledger.servers.a.dsn())
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_move, "_REGISTERED", ("departures", "arrivals", "ledgers", "no_such_table"))
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            forget(ledger.name, source, lambda _: None)
+    forget(ledger.name, source, lambda _: None)
+    assert ledger.servers.a.sql("SELECT count(*) FROM ledgers WHERE name = %s", (ledger.name,)) == [(0,)]
+
+
 def test_the_source_lets_nothing_be_written_to_a_copy(ledger: Ledger) -> None:
     ledger.record("before")
     ledger.move()
