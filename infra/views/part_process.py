@@ -1,7 +1,8 @@
 """A process that fills parts of views, as `part_processes.py` orders it to, and that ends with its standard input.
 
 Both sides write lines of JSON. The first line that it is given names the database. Each further one is an order: the
-view, the part, and the positions to fill it up to. It answers with a line for each page, and one for the outcome.
+view, the part, and the positions to fill it up to; or that an order is withdrawn. It answers with a line for each page,
+and one for the outcome.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -19,6 +21,7 @@ from infra.postgres.pool import Database
 from infra.postgres.roles import WORKER
 from infra.process_limits import GC_YOUNG_OBJECTS, forbid_core_dumps, tune_garbage_collector
 from infra.views.commands import SHARED_READ_PATIENCE_S, connect, view_named
+from infra.views.part_processes import ORDER_BYTES_MAX
 from projections.engine.checkpoints import CheckpointConflict
 from projections.engine.parts import Part
 from projections.engine.projector import PAGE_EVENTS_MAX, PoisonEvent, Projector
@@ -30,32 +33,49 @@ if TYPE_CHECKING:
 # A process that was ended may still commit its last page, which this one must see before it continues.
 CONFLICTS_MAX: Final = 10
 CONFLICT_PAUSE_S: Final = 0.2
-LINE_BYTES_MAX: Final = 1 << 20
+# An error may quote what it failed with.
+REASON_CHARACTERS_MAX: Final = 2_000
 
 
 async def serve() -> None:
     """Follow orders until the standard input ends."""
-    lines = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    lines = asyncio.StreamReader(limit=ORDER_BYTES_MAX)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     conninfo = orjson.loads(await lines.readline())["conninfo"]
     database = Database(conninfo, WORKER)
     await database.open()
     # The views of a part share one reading of it.
     readings: dict[tuple[Part, tuple[tuple[int, int], ...]], SharedLog] = {}
-    tasks = []
+    tasks: dict[tuple[str, Part], asyncio.Task[None]] = {}
     async for line in lines:
         order = orjson.loads(line)
-        part = Part(*order["part"])
+        view, part = order["view"], Part(*order["part"])
+        if order.get("withdrawn"):
+            _withdraw(tasks[view, part], {"view": view, "part": list(part), "outcome": "withdrawn"})
+            continue
         upto = tuple((ledger_id, position) for ledger_id, position in order["upto"])
         reading = readings.get((part, upto))
         if reading is None:
             reader = PartReader(database, part, dict(upto))
             reading = readings[part, upto] = SharedLog(reader, patience_s=SHARED_READ_PATIENCE_S)
-        tasks.append(asyncio.create_task(_carry_out(conninfo, order["view"], part, reading.reader())))
-    for task in tasks:
+        shared = reading.reader()
+        task = tasks[view, part] = asyncio.create_task(_carry_out(conninfo, view, part, shared))
+        # Also if it is withdrawn before it has begun.
+        task.add_done_callback(partial(_close, shared))
+    for task in tasks.values():
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
     await database.close()
+
+
+def _close(log: SharedLogReader, _: asyncio.Task[None]) -> None:
+    log.close()
+
+
+def _withdraw(task: asyncio.Task[None], outcome: dict[str, Any]) -> None:
+    """End a task, and say so once it has ended; what it said before counts."""
+    task.add_done_callback(lambda _: _say(outcome))
+    task.cancel()
 
 
 async def _carry_out(conninfo: str, view: str, part: Part, log: SharedLogReader) -> None:
@@ -64,13 +84,11 @@ async def _carry_out(conninfo: str, view: str, part: Part, log: SharedLogReader)
     try:
         await _fill(conninfo, view, part, log)
     except PoisonEvent as poison:
-        _say({**to, "outcome": "poison", "at": poison.at, "reason": poison.reason})
+        _say({**to, "outcome": "poison", "at": poison.at, "reason": poison.reason[:REASON_CHARACTERS_MAX]})
     except Exception as error:  # noqa: BLE001 - whatever it is, the process that ordered it says it
-        _say({**to, "outcome": "failed", "reason": f"{type(error).__name__}: {error}"})
+        _say({**to, "outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:REASON_CHARACTERS_MAX]})
     else:
         _say({**to, "outcome": "done"})
-    finally:
-        log.close()
 
 
 async def _fill(conninfo: str, view: str, part: Part, log: SharedLogReader) -> None:
