@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from infra.errors import Unavailable
 from infra.postgres.damage import OF_THE_DATABASE, Damage
 from infra.postgres.session_tokens import SessionTokens
-from infra.postgres.timelines import PLACE, Place, Servers, cut_in_loop, require_newest, shut_down, standby_will_do
+from infra.postgres.timelines import PLACE, Place, Servers, cut_in_loop, require_newest, shut_down, wanted_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,7 +105,7 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         """
         servers = Servers.named(conninfo)
         if servers is not None:
-            conninfo = await servers.choose_async(standby_will_do=standby_will_do(conninfo, settings))
+            conninfo = await servers.choose_async(wanted_server(conninfo, settings))
         connection = await super().connect(conninfo, **settings)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):

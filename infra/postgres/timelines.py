@@ -40,6 +40,7 @@ ANSWER_WITHIN_S: Final = 3.0
 FIRST_ANSWERS_WITHIN_S: Final = 3.0
 # How long a new session waits for a primary, before its caller is told that there is none.
 PRIMARY_WITHIN_S: Final = 2.0
+LOOK_EVERY_S: Final = 0.05
 # Servers that nobody has had a session with for so long are not asked any more, until the next session.
 UNUSED_S: Final = 10.0
 
@@ -57,15 +58,23 @@ PLACE: Final = """
     ),
     pg_is_in_recovery()
 """
-# Values of `target_session_attrs` for which a standby will do.
-_STANDBY_WILL_DO: Final = frozenset({"any", "read-only", "standby", "prefer-standby"})
+# Values of `target_session_attrs` for which only a standby will do.
+_ONLY_A_STANDBY: Final = frozenset({"read-only", "standby"})
+# What names servers in a database URL, each perhaps a list.
+_LISTS: Final = ("host", "hostaddr", "port")
+ERROR_CHARACTERS_MAX: Final = 300
 
+_LATE: Final = "the server has not answered in time"
 _FORMER: Final = (
     "The server is a former primary: it has timeline {old}, and another one was promoted to timeline {new}. Nothing is "
     "read or recorded there. Stop it, or let it follow the new primary (pg_rewind). If it is to be the primary again, "
     "restart this process."
 )
-_NONE: Final = "None of the servers in the database URL is the newest primary: {what}"
+_NONE: Final = "None of the servers in the database URL is {wanted}: {what}"
+_UNEVEN: Final = (
+    "The database URL names {counts}, which do not belong together. Name as many of each as there are servers, or one "
+    "port for all."
+)
 
 
 class FormerPrimary(psycopg.OperationalError):
@@ -142,17 +151,24 @@ class Servers:
         """Take how to reach each server."""
         self._servers = servers
         self._places: list[Place | None] = [None] * len(servers)
+        # Why each server has not answered, if it has not.
+        self._errors: list[str | None] = [None] * len(servers)
         self._asked: set[int] = set()
         self._changed = threading.Condition()
         self._sessions: weakref.WeakSet[_Cuttable] = weakref.WeakSet()
-        self._watched = False
+        self._watch_thread: threading.Thread | None = None
         self._began = self._used = 0.0
 
     @classmethod
     def named(cls, conninfo: str) -> Servers | None:
-        """Return the servers that a URL names, each process's own; None if it names one."""
-        whole = conninfo_to_dict(conninfo)
-        if not any("," in str(whole.get(name) or "") for name in ("host", "hostaddr", "port")):
+        """Return the servers that a URL names, each process's own; None if it names one.
+
+        Raises:
+            psycopg.ProgrammingError: the numbers of hosts and ports do not belong together.
+
+        """
+        whole = _with_lists_of_the_environment(conninfo)
+        if not any("," in whole.get(name, "") for name in _LISTS):
             return None
         with _lock:
             found = cls._of.get(conninfo)
@@ -160,8 +176,10 @@ class Servers:
                 found = cls._of[conninfo] = cls(split(conninfo))
             return found
 
-    def choose(self, *, standby_will_do: bool) -> str:
-        """Return how to reach the newest primary, or else a standby if that will do; waits a moment if there is none.
+    def choose(self, wanted: str) -> str:
+        """Return how to reach the newest primary or a standby, as `target_session_attrs` wants it.
+
+        Waits a moment if there is none.
 
         Raises:
             NoPrimary: there is none.
@@ -170,19 +188,27 @@ class Servers:
         with self._changed:
             self._use()
             self._changed.wait_for(self._all_asked, max(0.0, self._began + FIRST_ANSWERS_WITHIN_S - time.monotonic()))
-            self._changed.wait_for(lambda: self._chosen(standby_will_do) is not None, PRIMARY_WITHIN_S)
-            chosen = self._chosen(standby_will_do)
-            if chosen is None:
-                raise NoPrimary(_NONE.format(what=self._said()))
-            return chosen
+            self._changed.wait_for(lambda: self._chosen(wanted) is not None, PRIMARY_WITHIN_S)
+            return self._found(wanted)
 
-    async def choose_async(self, *, standby_will_do: bool) -> str:
-        """As `choose`, without blocking."""
+    async def choose_async(self, wanted: str) -> str:
+        """As `choose`, without blocking, and without a thread: many sessions may wait at the same time."""
         with self._changed:
             self._use()
-            chosen = self._chosen(standby_will_do) if self._all_asked() else None
+            began = self._began
+        # The answers come in another thread, which knows nothing of this loop.
+        while not self._all_asked() and time.monotonic() < began + FIRST_ANSWERS_WITHIN_S:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(LOOK_EVERY_S)
+        until = time.monotonic() + PRIMARY_WITHIN_S
+        while self._chosen(wanted) is None and time.monotonic() < until:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(LOOK_EVERY_S)
+        return self._found(wanted)
+
+    def _found(self, wanted: str) -> str:
+        chosen = self._chosen(wanted)
         if chosen is None:
-            chosen = await asyncio.to_thread(self.choose, standby_will_do=standby_will_do)
+            what = "a standby" if wanted in _ONLY_A_STANDBY else "the newest primary"
+            raise NoPrimary(_NONE.format(wanted=what, what=self._said()))
         return chosen
 
     def keep(self, session: _Cuttable) -> None:
@@ -191,41 +217,76 @@ class Servers:
             self._sessions.add(session)
 
     def _use(self) -> None:
-        """Begin to ask the servers, unless they are being asked; the lock is held."""
+        """Begin to ask the servers, unless they are being asked; the lock is held.
+
+        Raises:
+            NoPrimary: the process cannot start a thread.
+
+        """
         self._used = time.monotonic()
-        if not self._watched:
-            self._watched, self._began = True, self._used
-            self._asked.clear()
-            watch = threading.Thread(target=lambda: asyncio.run(self._watch()), name="watch of servers", daemon=True)
-            watch.start()
+        if self._watch_thread is not None:
+            return
+        self._began = self._used
+        self._asked.clear()
+        thread = threading.Thread(target=self._run_watch, name="watch of servers", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            message = f"The servers in the database URL cannot be asked: {error}"
+            raise NoPrimary(message) from error
+        # It looks at this only while it has the lock.
+        self._watch_thread = thread
 
     def _all_asked(self) -> bool:
         return len(self._asked) == len(self._servers)
 
-    def _chosen(self, standby_will_do: bool) -> str | None:
-        standby = None
+    def _chosen(self, wanted: str) -> str | None:
+        primary = standby = None
         for server, place in zip(self._servers, self._places, strict=True):
             if place is None:
                 continue
-            if not place.standby and place.timeline == _newest.get(place.system):
-                return server
-            if place.standby and standby_will_do and standby is None:
-                standby = server
-        # Not while it is unknown who else there is: the primary is better.
-        return standby if self._all_asked() else None
+            if place.standby:
+                standby = standby or server
+            elif place.timeline == _newest.get(place.system):
+                primary = primary or server
+        all_asked = self._all_asked()
+        if wanted in _ONLY_A_STANDBY:
+            return standby
+        if wanted == "prefer-standby":
+            return standby or (primary if all_asked else None)
+        if wanted == "any":
+            # Not while it is unknown who else there is: the primary is better.
+            return primary or (standby if all_asked else None)
+        return primary
 
     def _said(self) -> str:
-        said = []
-        for server, place in zip(self._servers, self._places, strict=True):
+        said, errors = [], []
+        for server, place, error in zip(self._servers, self._places, self._errors, strict=True):
             one = conninfo_to_dict(server)
             name = f"{one.get('host') or one.get('hostaddr')}:{one.get('port') or 5432}"
             if place is None:
                 said.append(f"{name} does not answer")
+                if error is not None:
+                    errors.append(f"{name}: {error}")
             elif place.standby:
                 said.append(f"{name} is a standby")
+            elif place.timeline == _newest.get(place.system):
+                said.append(f"{name} is the newest primary")
             else:
                 said.append(f"{name} is a former primary, of timeline {place.timeline}")
-        return "; ".join(said)
+        return "; ".join(said) + (f". Errors: {'; '.join(errors)}" if errors else "")
+
+    def _run_watch(self) -> None:
+        """Ask the servers while they are used; if that fails, the next session begins to ask again."""
+        try:
+            asyncio.run(self._watch())
+        except Exception:
+            log.exception("The servers in the database URL are no longer asked; the next session begins again")
+        finally:
+            with self._changed:
+                if self._watch_thread is threading.current_thread():
+                    self._watch_thread = None
+                    self._places = [None] * len(self._servers)
 
     async def _watch(self) -> None:
         asking = [asyncio.create_task(self._ask(number)) for number in range(len(self._servers))]
@@ -239,39 +300,61 @@ class Servers:
         with self._changed:
             if any(not session.closed for session in list(self._sessions)):
                 self._used = time.monotonic()
-            self._watched = time.monotonic() < self._used + UNUSED_S
-            return self._watched
+            in_use = time.monotonic() < self._used + UNUSED_S
+            if not in_use:
+                # A session that comes from here on is served by a thread of its own.
+                self._watch_thread = None
+            return in_use
 
     async def _ask(self, number: int) -> None:
         """Ask a server again and again."""
         while True:
-            with suppress(psycopg.Error, OSError, TimeoutError):
-                async with asyncio.timeout(ANSWER_WITHIN_S):
-                    connection = await psycopg.AsyncConnection.connect(
-                        self._servers[number],
-                        autocommit=True,
-                        connect_timeout=int(ANSWER_WITHIN_S),
-                        application_name="sparkledger watch",
-                        target_session_attrs="any",
-                    )
-                try:
-                    while True:
-                        self._note(number, await _place(connection))
-                        await asyncio.sleep(ASK_EVERY_S)
-                finally:
-                    await connection.close()
-            self._note(number, None)
+            try:
+                await self._ask_in_a_session(number)
+            except (psycopg.Error, OSError) as error:
+                self._note(number, None, _without_secrets(error, self._servers[number]))
+            except Exception as error:  # a mistake of ours must not leave the last answer as if it were true
+                if self._errors[number] != type(error).__name__:
+                    log.exception("A server in the database URL cannot be asked")
+                self._note(number, None, type(error).__name__)
             await asyncio.sleep(ASK_EVERY_S)
 
-    def _note(self, number: int, place: Place | None) -> None:
-        """Take what a server said of itself, or that it did not answer; cut the sessions of former primaries."""
+    async def _ask_in_a_session(self, number: int) -> None:
+        """Ask a server as long as it answers.
+
+        Raises:
+            psycopg.OperationalError: it does not.
+
+        """
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                connection = await psycopg.AsyncConnection.connect(
+                    self._servers[number],
+                    autocommit=True,
+                    connect_timeout=int(ANSWER_WITHIN_S),
+                    application_name="sparkledger watch",
+                    target_session_attrs="any",
+                )
+        except TimeoutError:
+            raise psycopg.OperationalError(_LATE) from None
+        try:
+            while True:
+                self._note(number, await _place(connection))
+                await asyncio.sleep(ASK_EVERY_S)
+        finally:
+            await connection.close()
+
+    def _note(self, number: int, place: Place | None, error: str | None = None) -> None:
+        """Take what a server said of itself, or why it did not answer; cut the sessions of former primaries."""
         if place is not None:
             note(place)
         with self._changed:
-            self._places[number] = place
+            self._places[number], self._errors[number] = place, error
             self._asked.add(number)
             self._changed.notify_all()
             sessions = [session for session in self._sessions if not session.closed and _is_former(session.place)]
+            # Each is cut once: one that nobody uses is found lost only when somebody does.
+            self._sessions.difference_update(sessions)
         if sessions:
             log.warning("%d sessions with a former primary are cut: another server was promoted", len(sessions))
         for session in sessions:
@@ -299,17 +382,48 @@ def _is_former(place: Place | None) -> bool:
     return place is not None and not place.standby and place.timeline < _newest.get(place.system, 0)
 
 
-def standby_will_do(conninfo: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether a session is also one with a standby."""
-    attrs = settings.get("target_session_attrs") or conninfo_to_dict(conninfo).get("target_session_attrs") or "any"
-    return attrs in _STANDBY_WILL_DO
+def _without_secrets(error: Exception, server: str) -> str:
+    """Return an error in a line, without the password."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    password = conninfo_to_dict(server).get("password")
+    if password:
+        line = line.replace(str(password), "***")
+    return line[:ERROR_CHARACTERS_MAX]
+
+
+def wanted_server(conninfo: str, settings: Mapping[str, Any]) -> str:
+    """Return which server a session wants, as a value of `target_session_attrs`."""
+    wanted = settings.get("target_session_attrs") or conninfo_to_dict(conninfo).get("target_session_attrs") or "any"
+    return str(wanted)
+
+
+def _with_lists_of_the_environment(conninfo: str) -> dict[str, str]:
+    """Return what a URL says, and the lists that libpq takes from PGHOST, PGHOSTADDR and PGPORT.
+
+    What a `service` in the URL says is known to libpq alone.
+    """
+    whole = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    if "service" not in whole and not all(name in whole for name in _LISTS):
+        for option in psycopg.pq.Conninfo.get_defaults():
+            name = option.keyword.decode()
+            if name in _LISTS and option.val is not None and b"," in option.val:
+                whole.setdefault(name, option.val.decode())
+    return whole
 
 
 def split(conninfo: str) -> list[str]:
-    """Return how to reach each of the servers that a URL names."""
-    whole = {name: value for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-    lists = {name: str(whole[name]).split(",") for name in ("host", "hostaddr", "port") if name in whole}
+    """Return how to reach each of the servers that a URL names.
+
+    Raises:
+        psycopg.ProgrammingError: the numbers of hosts and ports do not belong together.
+
+    """
+    whole = _with_lists_of_the_environment(conninfo)
+    lists = {name: whole[name].split(",") for name in _LISTS if name in whole}
     count = max(len(values) for values in lists.values())
+    if any(len(values) not in {1, count} for values in lists.values()):
+        counts = " and ".join(f"{len(values)} in `{name}`" for name, values in lists.items())
+        raise psycopg.ProgrammingError(_UNEVEN.format(counts=counts))
     return [
         make_conninfo(
             "", **(whole | {name: values[number if len(values) > 1 else 0] for name, values in lists.items()})
@@ -349,14 +463,10 @@ class ServerConnection(psycopg.Connection[Any]):
         """
         servers = Servers.named(conninfo)
         if servers is not None:
-            conninfo = servers.choose(standby_will_do=standby_will_do(conninfo, settings))
+            conninfo = servers.choose(wanted_server(conninfo, settings))
         connection = super().connect(conninfo, **settings)
         try:
-            row = connection.execute(f"SELECT {PLACE}").fetchone()
-            if not connection.autocommit:
-                connection.commit()
-            assert row is not None  # noqa: S101 - as above
-            connection.place = Place(*row)
+            connection.place = connection.ask()
             require_newest(connection.place)
             if servers is not None:
                 connection.keep_in(servers)
@@ -364,6 +474,28 @@ class ServerConnection(psycopg.Connection[Any]):
             connection.close()
             raise
         return connection
+
+    def ask(self) -> Place:
+        """Ask the server what it is.
+
+        Raises:
+            psycopg.OperationalError: it does not answer in time.
+
+        """
+        # A server that is frozen would hold this thread for ever.
+        giving_up = threading.Timer(ANSWER_WITHIN_S, shut_down, (self.fileno(),))
+        giving_up.daemon = True
+        giving_up.start()
+        try:
+            row = self.execute(f"SELECT {PLACE}").fetchone()
+            if not self.autocommit:
+                self.commit()
+        finally:
+            # Afterwards the descriptor may be another's.
+            giving_up.cancel()
+            giving_up.join()
+        assert row is not None  # noqa: S101 - as above
+        return Place(*row)
 
     def keep_in(self, servers: Servers) -> None:
         """Have the session cut as soon as its server is a former primary."""
