@@ -34,6 +34,7 @@ from domain.pasted import creator_name, secret_name
 from domain.sheet_import import SheetImport
 from domain.sheet_rows import (
     Difference,
+    NoStart,
     RowDecision,
     SeveralCodes,
     SheetFacts,
@@ -246,7 +247,8 @@ class Import:
         if joined.unclear is not None:
             return self._unclear(row, Unclear(*joined.unclear), joined)
         try:
-            return facts_of(joined.cells, self._options.reading, now)
+            # Whether the code is known is for the ledger to say.
+            return facts_of(joined.cells, self._options.reading, now, is_new=False)
         except Unclear as unclear:
             return self._unclear(row, unclear, joined)
 
@@ -257,8 +259,8 @@ class Import:
         said = ""
         if place is not None:
             said = f" It is from row {place.number} of sheet {place.sheet + 1}."
-        elif joined is not None and (unclear.field in joined.left_open or joined.unclear is not None):
-            said = joined.said
+        elif joined is not None:
+            said = joined.left_open.get(unclear.field, "")
         return RowOutcome(
             row,
             "unclear",
@@ -283,6 +285,8 @@ class Import:
             )
         except SeveralCodes:
             return self._unclear(row, Unclear("secret", "several_codes"))
+        except NoStart:
+            return self._unclear(row, Unclear("starts_at", "no_start"))
 
     async def _row(self, row: SheetRow, facts: SheetFacts) -> RowOutcome:
         code_id = uuid7()

@@ -143,7 +143,7 @@ _LAST_MONTH: Final = 12
 _SENTENCES: Final = {
     "no_code": "The row has no code. Ask the creator for it. A code whose text is not known is recorded only where "
     "SPARKLEDGER_CODES_WITHOUT_SECRET is true.",
-    "several_codes": "The row has no code, and several codes of its video have this window. Add the code or a start.",
+    "several_codes": "Several codes of the video have this window. Add the code or its start.",
     "not_a_code_id": "Expected the id of a code, which is a UUID.",
     "no_video": "The row names no video. Which video a code is for is not guessed: add the link of the post.",
     "no_creator": "The row names no creator, and the link does not either. Add the creator's handle.",
@@ -219,8 +219,14 @@ class Reading:
     codes_without_secret: bool = False
 
 
-def facts_of(cells: Mapping[Field, str], reading: Reading, now: datetime) -> SheetFacts:
+def facts_of(cells: Mapping[Field, str], reading: Reading, now: datetime, *, is_new: bool = True) -> SheetFacts:
     """Return what a row says, from the cells that are not empty.
+
+    Args:
+        cells: the cells.
+        reading: how they are read.
+        now: the time.
+        is_new: whether the code is not known. Of a known one that has ended, a row need not say when it began.
 
     Raises:
         Unclear: it leaves open what it means.
@@ -261,15 +267,15 @@ def facts_of(cells: Mapping[Field, str], reading: Reading, now: datetime) -> She
         rights_stated_at=row.past("rights_stated_at"),
         note=row.sealed("note"),
     )
-    _check_together(facts, now)
+    _check_together(facts, now, is_new=is_new)
     return facts
 
 
-def _check_together(facts: SheetFacts, now: datetime) -> None:
+def _check_together(facts: SheetFacts, now: datetime, *, is_new: bool) -> None:
     begins, ends = facts.begins, facts.ends
     if begins is not None and ends is not None and ends <= begins:
         raise Unclear("expires_at", "ends_first")
-    if facts.can_be_new and ends is not None and ends <= facts.generated_by(now):
+    if is_new and facts.can_be_new and ends is not None and ends <= facts.generated_by(now):
         raise Unclear("starts_at", "no_start")
     if facts.can_be_new and not facts.terms_version:
         raise Unclear("terms_version", "no_terms")

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Final, Literal, get_args
 
 Field = Literal[
@@ -217,12 +218,19 @@ class Columns:
         header: the number of the row that names them; 0 if none does.
         fields: the index of the column of each field, counted from 0.
         not_read: the indexes of columns that have a name and are not read.
+        titles: what the sheet itself calls the column of each field, as it is compared.
 
     """
 
     header: int
     fields: Mapping[Field, int]
     not_read: tuple[int, ...]
+    titles: Mapping[Field, str] = attribute(default_factory=dict, compare=False)
+
+    @property
+    def creator_may_be_name(self) -> bool:
+        """Whether what the sheet calls the creator may be a name, and not a handle."""
+        return self.titles.get("creator_id") in _MAY_BE_NAMES
 
 
 def find_columns(
@@ -275,7 +283,9 @@ def _named(
         if names:
             fields["name"] = names[0]
     read = set(fields.values())
-    return Columns(number, fields, tuple(i for i, cell in enumerate(cells) if cell and i not in read)), len(ranked)
+    not_read = tuple(i for i, cell in enumerate(cells) if cell and i not in read)
+    titles = {field: normal_name(cells[index]) for field, index in fields.items() if index < len(cells)}
+    return Columns(number, fields, not_read, titles), len(ranked)
 
 
 def is_trailer(cells: Sequence[str]) -> bool:

@@ -5,7 +5,8 @@ one stream, and go in with one append. A row that contradicts the ledger records
 A row whose facts are known records nothing either, so that the same sheet can be imported again.
 
 A row without a code's text is about the code of its video that has its window. Codes of a video never share its time,
-so there is one at most, unless the window of several is the same because one was revoked or superseded.
+so there is one at most, unless the window of several is the same because one was revoked or superseded. So too,
+a row with a code's text that is not known may be about a code that was recorded without it, also one that was revoked.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from domain import commands
 from domain.commands import Decision, OfVideo
-from domain.errors import Refused, Unknown
+from domain.errors import Unknown
 from domain.pasted import creator_name
 from domain.periods import overlap
 from domain.rights import UsageRights
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
     from typing import Any
+    from uuid import UUID
 
     from domain.advertiser import Advertiser
     from domain.campaign import Share
@@ -43,7 +44,11 @@ NO_REASON: Final = "The sheet gives no reason."
 
 
 class SeveralCodes(Exception):
-    """A row without a secret may be about several codes of its video."""
+    """A row may be about several codes of its video."""
+
+
+class NoStart(Exception):
+    """A row is about a code that is not known and has ended, and does not say when it began."""
 
 
 class StatedTime(NamedTuple):
@@ -207,24 +212,21 @@ async def record_row(ledger: Ledger, policy: Policy, code_id: UUID, facts: Sheet
     Raises:
         Refused: one of the commands that the row stands for is refused.
         SeveralCodes: what the row is about is not clear.
+        NoStart: the code is not known, and when it began is not clear.
 
     """
     now = when.now
     known = await _known_code(ledger, facts, now)
-    decision: Decision[Code] | None = None
     if known is None:
-        try:
-            decision = await _generate(ledger, policy, code_id, facts, now)
-        except Refused as refusal:
-            # The code of that time may be the row's own, recorded without its secret.
-            known = await _in_the_way(ledger, facts, refusal)
-            if known is None:
-                raise
-    if known is not None:
+        if facts.ends is not None and facts.ends <= facts.generated_by(now):
+            raise NoStart
+        decision = await _generate(ledger, policy, code_id, facts, now)
+    else:
+        decision = Decision(known)
         differences = tuple(_differences(known, facts))
         if differences:
-            return RowDecision(Decision(known), existing=True, differences=differences)
-    row = _Row(ledger, decision or Decision(cast("Code", known)), now)
+            return RowDecision(decision, existing=True, differences=differences)
+    row = _Row(ledger, decision, now)
     await _add_facts(row, facts, is_new=known is None)
     return RowDecision(row.decision, existing=known is not None)
 
@@ -259,8 +261,39 @@ async def _known_code(ledger: Ledger, facts: SheetFacts, now: datetime) -> Code 
     if known is None and facts.code_id is not None:
         with suppress(Unknown):  # a sheet that was exported from another ledger names codes of that one
             known = await ledger.code(facts.code_id)
-        return None if known is None or known.masked is not None else known
-    return known
+            return known if known.masked is None else None
+    return await _without_secret(ledger, facts) if known is None else known
+
+
+async def _without_secret(ledger: Ledger, facts: SheetFacts) -> Code | None:
+    """Return the code that a row brings the secret of: one that was recorded without it, and agrees with the row."""
+    itself = replace(facts, code_id=None)
+    codes = [
+        code
+        for code in (await ledger.of_video(facts.video_id)).codes
+        if code.masked is None and not any(_differences(code, itself)) and not _ended_before(code, facts)
+    ]
+    return _one_of(codes)
+
+
+def _ended_before(code: Code, facts: SheetFacts) -> bool:
+    """Return whether a code was over, revoked or superseded, by the row's stated start: that is of a later code."""
+    ends = [moment for moment in (code.revoked_at, code.superseded_at) if moment is not None]
+    return facts.begins is not None and bool(ends) and min(ends) <= facts.begins
+
+
+def _one_of(codes: list[Code]) -> Code | None:
+    """Return the one that a row is about, of codes that agree with it: first, one that ever kept the video from others.
+
+    Raises:
+        SeveralCodes: there are several.
+
+    """
+    if len(codes) > 1:
+        codes = [code for code in codes if code.occupation()] or codes
+    if len(codes) > 1:
+        raise SeveralCodes
+    return codes[0] if codes else None
 
 
 async def _of_video(ledger: Ledger, facts: SheetFacts, now: datetime) -> Code | None:
@@ -269,23 +302,13 @@ async def _of_video(ledger: Ledger, facts: SheetFacts, now: datetime) -> Code | 
     Where no code has the window of the row, it is the one that has a part of its time: they cannot both be right.
     """
     codes = (await ledger.of_video(facts.video_id)).codes
-    agree = [code for code in codes if not any(one.field in _WINDOW for one in _differences(code, facts))]
-    if len(agree) > 1:
-        agree = [code for code in agree if code.occupation()] or agree
-    if len(agree) > 1:
-        raise SeveralCodes
-    if not agree and facts.ends is not None:
-        time = [Window(facts.generated_by(now), facts.ends)]
-        agree = [code for code in codes if overlap(time, code.occupation())]
-    return agree[0] if len(agree) == 1 else None
-
-
-async def _in_the_way(ledger: Ledger, facts: SheetFacts, refusal: Refused) -> Code | None:
-    """Return the code that keeps a row's from its time, if it has no secret and contradicts the row in nothing."""
-    if refusal.code != "live_code_exists" or refusal.conflict_id is None or facts.secret is None:
-        return None
-    code = await ledger.code(UUID(refusal.conflict_id))
-    return None if code.masked is not None or any(_differences(code, facts)) else code
+    in_window = [code for code in codes if not any(one.field in _WINDOW for one in _differences(code, facts))]
+    agree = _one_of([code for code in in_window if not _ended_before(code, facts)])
+    if agree is not None or facts.ends is None:
+        return agree
+    time = [Window(facts.generated_by(now), facts.ends)]
+    share_it = [code for code in codes if overlap(time, code.occupation())]
+    return share_it[0] if len(share_it) == 1 else None
 
 
 async def _add_facts(row: _Row, facts: SheetFacts, *, is_new: bool) -> None:

@@ -142,3 +142,104 @@ def test_the_same_names_of_columns_on_two_sheets_are_two_columns(world: World) -
     row = ["ana", "video-a", "other", secret(1), secret(2), LATER]
     sheets: Sheets = {"One": [head, row], "Two": [head, ["ben", "video-b", "other", secret(3), secret(4), LATER]]}
     assert found(world, sheets, permission="true") == [(1, 2, "new", None), (2, 2, "new", None)]
+
+
+def told_of(world: World, *types: str) -> list[tuple[str, str]]:
+    """Return the events of some types, each with the video of its code."""
+    found = events(world)
+    videos = {event["code_id"]: event["video_id"] for event in found if event["type"] == "CodeGenerated"}
+    return [(event["type"], videos[event["code_id"]]) for event in found if event["type"] in types]
+
+
+OF_ANA = [["@ana", f"video-{number}", secret(number), "2026-01-01", LATER] for number in (1, 2, 3)]
+DATED: list[Any] = ["Handle", "Video", "Spark Code", "Start", "Expiration Date"]
+
+
+def test_a_row_about_one_code_says_nothing_of_another_code_of_its_creator(world: World) -> None:
+    revocations = [
+        ["Handle", "Spark Code", "Revoked on", "Reason"],
+        ["@ana", secret(1), "2026-02-01", "wrong video"],
+        ["@ana", secret(3), "2026-03-01", "wrong video"],
+        ["@ana", secret(4), "2026-03-01", "wrong video"],
+    ]
+    sheets: Sheets = {"Posts": [DATED, *OF_ANA], "Revocations": revocations}
+    rows = found(world, sheets, permission="true", record="true")
+    assert rows == [*((1, row, "new", None) for row in (2, 3, 4)), (2, 4, "unclear", "no_video")]
+    assert sorted(told_of(world, "Revoked")) == [("Revoked", "video-1"), ("Revoked", "video-3")]
+
+
+def test_of_what_happened_to_one_code_nothing_is_said_of_each_of_several(world: World) -> None:
+    head = ["Handle", "Ad account", "Redeemed on", "Revoked on", "Terms", "Permission"]
+    row = ["@ana", "account-1", "2026-01-05", "2026-02-01", TERMS, "✓"]
+    sheets: Sheets = {"Posts": [DATED, *OF_ANA], "Roster": [head, row]}
+    assert [fate for _, _, fate, _ in found(world, sheets, record="true")] == ["new"] * 3
+    assert told_of(world, "Redeemed", "Revoked") == []
+    one: Sheets = {"Posts": [DATED, OF_ANA[0]], "Roster": [head, row]}
+    assert found(world, one, record="true") == [(1, 2, "changed", None)]
+    assert told_of(world, "Redeemed", "Revoked") == [("Redeemed", "video-1"), ("Revoked", "video-1")]
+
+
+def test_a_code_of_a_roster_is_not_attached_to_codes_that_rows_name_by_their_ids(world: World) -> None:
+    codes = [world.without_secret("ana") for _ in range(2)]
+    posts = [["@ana", code["video_id"], code["code_id"]] for code in codes]
+    sheets: Sheets = {
+        "Posts": [["Handle", "Video", "Code ID"], *posts],
+        "Codes": [["Handle", "Spark Code"], ["@ana", secret(1)]],
+    }
+    rows = found(world, sheets, record="true")
+    assert rows == [(1, 2, "known", None), (1, 3, "known", None), (2, 2, "unclear", "no_video")]
+    assert [world.read(code)["masked"] for code in codes] == [None, None]
+
+
+@pytest.mark.parametrize("order", [("Posts", "Creators", "Codes"), ("Codes", "Creators", "Posts")])
+def test_a_code_that_is_found_by_way_of_two_rosters_goes_to_one_row(world: World, order: tuple[str, ...]) -> None:
+    posts: list[list[Any]] = [["Name", "Video", "Expiration Date"], ["Ana", "video-a", LATER]]
+    sheets: Sheets = {
+        "Posts": [*posts, ["Ana", "video-b", LATER]],
+        "Creators": [["Name", "Handle"], ["Ana", "@ana"]],
+        "Codes": [["Handle", "Spark Code"], ["@ana", secret(1)]],
+    }
+    rows = found(world, {name: sheets[name] for name in order}, permission="true")
+    assert sorted((reason, fate) for _, _, fate, reason in rows) == [
+        ("no_video", "unclear"),
+        ("whose_code", "unclear"),
+        ("whose_code", "unclear"),
+    ]
+    alone = {name: posts if name == "Posts" else sheets[name] for name in order}
+    assert [fate for _, _, fate, _ in found(world, alone, permission="true")] == ["new"]
+
+
+def test_what_one_roster_leaves_open_another_one_says(world: World) -> None:
+    sheets: Sheets = {
+        "Posts": [["Name", "Video", "Expiration Date"], ["Ana", "video-a", LATER]],
+        "Payments": [["Name", "Handle", "Code", "Paid"], ["Ana", "@ana", "", 1], ["Ana", "@ana", "", 2]],
+        "Roster": [["Handle", "Spark Code"], ["@ana", secret(1)]],
+    }
+    assert found(world, sheets, permission="true") == [(1, 2, "new", None)]
+
+
+def test_two_rosters_with_two_codes_for_a_row_leave_it_unclear(world: World) -> None:
+    sheets: Sheets = {
+        "Posts": [["Handle", "Video", "Expiration Date"], ["@ana", "video-a", LATER]],
+        "One": [["Handle", "Spark Code"], ["@ana", secret(1)]],
+        "Two": [["Handle", "Spark Code"], ["@ana", secret(2)]],
+    }
+    assert found(world, sheets, permission="true") == [(1, 2, "unclear", "whose_code")]
+
+
+def test_what_a_column_of_handles_holds_is_no_name(world: World) -> None:
+    sheets: Sheets = {
+        "Posts": [["Handle", *POSTS[1:]], ["ana", "video-a", secret(1), LATER]],
+        "Roster": [ROSTER, ["ana", "@ana.creates", 1, "✗"]],
+    }
+    assert found(world, sheets, permission="true", record="true") == [(1, 2, "new", None)]
+    assert {event["creator_id"] for event in events(world) if event["type"] == "CodeGenerated"} == {"ana"}
+
+
+def test_a_row_with_the_id_of_its_code_needs_no_code_of_a_roster(world: World) -> None:
+    code = world.without_secret("ana")
+    sheets: Sheets = {
+        "Posts": [["Handle", "Video", "Code ID"], ["@ana", code["video_id"], code["code_id"]]],
+        "Codes": [["Handle", "Spark Code"], ["@ana", secret(1)], ["@ana", secret(2)]],
+    }
+    assert found(world, sheets)[0] == (1, 2, "known", None)

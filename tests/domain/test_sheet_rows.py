@@ -14,6 +14,7 @@ from domain.errors import Refused
 from domain.sheet_import import SheetImport
 from domain.sheet_rows import (
     Difference,
+    NoStart,
     RowDecision,
     SeveralCodes,
     SheetFacts,
@@ -301,3 +302,35 @@ def test_a_row_that_names_a_code_without_a_secret_by_its_id_brings_it() -> None:
     recorded(story, WITHOUT)
     brought = recorded(story, replace(FACTS, code_id=given.CODE), given.OTHER_CODE)
     assert brought == [("CodeSecretAttached", given.NOW)]
+
+
+UNSTATED = replace(WITHOUT, starts_at=None, noted_at=at(MARCH + DAY))
+
+
+def test_a_row_brings_the_secret_of_a_code_that_was_revoked_meanwhile() -> None:
+    story = permitted()
+    recorded(story, replace(UNSTATED, revoked_at=at(MARCH + 5 * DAY)))
+    # Neither its end, which is past, nor the permission, which is off, concerns a code that is known.
+    story.when(given.permission(enabled=False))
+    brought = replace(UNSTATED, secret=given.SECRET, noted_at=None)
+    assert recorded(story, brought, given.OTHER_CODE) == [("CodeSecretAttached", given.NOW)]
+
+
+def test_a_row_that_starts_after_a_revocation_brings_the_secret_of_another_code() -> None:
+    story = permitted()
+    recorded(story, replace(UNSTATED, revoked_at=at(MARCH + 5 * DAY)))
+    later = replace(FACTS, starts_at=at(MARCH + 5 * DAY))
+    assert recorded(story, later, given.OTHER_CODE) == [("CodeGenerated", MARCH + 5 * DAY)]
+
+
+def test_a_secret_that_may_be_of_several_codes_is_attached_to_none() -> None:
+    story = permitted()
+    recorded(story, replace(UNSTATED, revoked_at=at(MARCH + 5 * DAY)))
+    recorded(story, replace(WITHOUT, starts_at=at(MARCH + 5 * DAY)), given.OTHER_CODE)
+    with pytest.raises(SeveralCodes):
+        decided(story, replace(FACTS, starts_at=None))
+
+
+def test_a_code_that_is_not_known_and_has_ended_needs_a_start() -> None:
+    with pytest.raises(NoStart):
+        decided(permitted(), replace(FACTS, starts_at=None))
