@@ -36,6 +36,7 @@ from infra.crypto.keyring import (
 from infra.crypto.master_keys import MasterKeyFile
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.roles import WORKER
+from infra.postgres.timelines import ServerConnection
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
@@ -245,7 +246,9 @@ def require_master_keys(conninfo: str, role: str, key_provider: KeyProvider) -> 
 
     """
     try:
-        with psycopg.connect(conninfo, connect_timeout=5, autocommit=True, options=f"-c role={role}") as connection:
+        with ServerConnection.connect(
+            conninfo, connect_timeout=5, autocommit=True, options=f"-c role={role}"
+        ) as connection:
             needed = connection.execute(
                 "SELECT master_key_id FROM master_keys WHERE present OR released_at IS NULL ORDER BY present DESC"
             ).fetchall()

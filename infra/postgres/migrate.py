@@ -91,7 +91,7 @@ def require_migrated(conninfo: str) -> None:
 
     """
     try:
-        with psycopg.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
+        with ServerConnection.connect(conninfo, connect_timeout=5, autocommit=True) as connection:
             done = {row[0] for row in connection.execute("SELECT number FROM migrations").fetchall()}
             _refuse_other_formats(connection, list(migrations()))
             types = {(row[0], row[1]) for row in connection.execute("SELECT type, type_version FROM event_types")}

@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from infra.postgres.pool import IDLE_TIMEOUT_MS, LOCK_TIMEOUT_MS, POOLED, STATEMENT_TIMEOUT_MS, session
+from infra.postgres.timelines import ServerConnection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +72,7 @@ def require_suitable_server(conninfo: str, role: str) -> None:
 
     """
     try:
-        with psycopg.connect(**session(conninfo, role)) as connection:
+        with ServerConnection.connect(**session(conninfo, role)) as connection:
             problem = _problem(connection, role)
     except psycopg.OperationalError as error:
         # How a pooler refuses what it does not know. There is no code for it.

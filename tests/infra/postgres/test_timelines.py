@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from infra.postgres import pool, timelines
+from infra.postgres.migrate import MigrationError, require_migrated
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.roles import API
 from infra.postgres.timelines import (
@@ -141,6 +142,14 @@ class Idle:
     def cut(self) -> None:
         """Count."""
         self.cuts += 1
+
+
+def test_a_check_at_the_start_asks_no_former_primary(database: TestDatabase, promoted: Place) -> None:
+    database.sql("DELETE FROM migrations WHERE number = 1")
+    require_migrated(database.dsn())  # as if it were away
+    timelines._newest[promoted.system] = promoted.timeline
+    with pytest.raises(MigrationError):
+        require_migrated(database.dsn())
 
 
 def test_a_session_is_cut_once(caplog: pytest.LogCaptureFixture) -> None:
