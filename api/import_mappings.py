@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
@@ -18,7 +18,7 @@ from api.http import headers
 from api.http.caller import Caller, allow
 from api.http.fields import SingleLine
 from api.http.models import Answer, Body
-from api.http.problems import Problem
+from api.http.problems import Problem, malformed_query
 from api.http.responses import answer
 from api.http.route import Operation, Route
 from api.sheet_cells import MAX_DAYS, MAX_TERMS_CHARACTERS, is_time_zone
@@ -168,10 +168,15 @@ def mapping_of(saved: SavedMapping) -> MappingBody:
     """Return what a saved mapping says.
 
     Raises:
-        ValidationError: it was saved by a version of the program that allowed more.
+        Problem: it was saved by a version of the program that allowed more.
 
     """
-    return MappingBody.model_validate(dict(saved.content))
+    try:
+        return MappingBody.model_validate(dict(saved.content))
+    except ValidationError:
+        raise malformed_query(
+            "mapping", "This mapping was saved by a version that allowed more. Read it, and save it again."
+        ) from None
 
 
 @contextmanager

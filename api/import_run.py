@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from api.sheet_cells import Reading, Unclear, facts_of
-from api.sheet_columns import HEADER_ROWS, Columns, Field, column_letters, find_columns, is_trailer
+from api.sheet_columns import HEADER_ROWS, Columns, Field, column_letters, find_columns, is_trailer, normal_name
 from api.sheet_files import ReadSheets, SheetError, SheetRow
 from api.sheet_joins import JoinedRow, SheetJoins
 from domain import commands
@@ -153,7 +153,7 @@ class Import:
         """Take a file that was read, and find its columns.
 
         Raises:
-            SheetError: no sheet of it has columns that are known.
+            SheetError: no sheet of it has columns that are known, or one that the mapping names.
 
         """
         self.import_id = uuid7()
@@ -178,6 +178,13 @@ class Import:
                 "such as `Spark Code` and `Video`. Or say which column is what, with `columns`."
             )
 
+        for name in options.named:
+            wanted = normal_name(options.named[name])
+            if not any(sheet.columns is not None and sheet.columns.titles.get(name) == wanted for sheet in self.sheets):
+                raise SheetError(
+                    f"No sheet has a column named `{options.named[name]}`, which the mapping reads as `{name}`. "
+                    f"Correct the mapping, or say which one it is: `columns={name}=LETTERS`, or `{name}=` for none."
+                )
         self._joins = SheetJoins(file, [sheet.columns for sheet in self.sheets], self._is_below_names)
         # Counted now, because the rows are read from one place at a time.
         self.rows = sum(map(self._is_data, file))

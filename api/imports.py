@@ -143,8 +143,11 @@ class ImportQuery(QueryModel):
         columns = given_columns(self.columns)
         named: dict[SheetField, str] = {}
         if mapping is not None:
-            kept = mapping.model_fields_set - self.model_fields_set - {"columns"}
-            said = self.model_copy(update={name: getattr(mapping, name) for name in kept})
+            kept = {
+                name: getattr(mapping, name) for name in mapping.model_fields_set - self.model_fields_set - {"columns"}
+            }
+            # Null says nothing, as if it were left out.
+            said = self.model_copy(update={name: value for name, value in kept.items() if value is not None})
             for field, name in (mapping.columns or {}).items():
                 if field not in columns and name is None:
                     columns[field] = None

@@ -148,6 +148,8 @@ async def _mapping(process: Runtime, ledger_id: int, name: str) -> MappingBody:
         return mapping_of(await SheetMappings(process.database).find(ledger_id, name))
     except MappingNotFound:
         raise OfflineError(f"No mapping is saved under the name {name} in this ledger.") from None
+    except Problem as problem:
+        raise OfflineError(said(problem)) from None
 
 
 @asynccontextmanager

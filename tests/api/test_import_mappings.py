@@ -107,3 +107,29 @@ def test_who_saved_and_deleted_a_mapping_is_on_record(world: World) -> None:
     told(world.client.delete("/v1/imports/mappings/agency-north"), 204)
     routes = [f"{method} /v1/imports/mappings/{{name}}" for method in ("DELETE", "PUT")]
     until(lambda: [a["route"] for a in accesses(world) if "mappings" in a["route"]] == routes)
+
+
+def test_null_in_a_mapping_is_as_if_it_were_left_out(world: World) -> None:
+    body: dict[str, Any] = {
+        "time_zone": None,
+        "dates": None,
+        "header": None,
+        "days": None,
+        "terms": None,
+        "columns": None,
+    }
+    told(save(world, **body), 200)
+    head = "Creator\tVideo\tSpark Code\tEnd\n"
+    answer = send(world, f"{head}ana\tvideo-a\t{secret(1)}\t{LATER}\n", mapping="agency-north", permission="true")
+    assert fates(answer) == [(2, "new", None)]
+
+
+def test_a_sheet_without_a_column_that_its_mapping_names_is_refused(world: World) -> None:
+    told(save(world), 200)
+    other = SHEET.replace("Kode", "Spark Code")
+    answer = send(world, other, mapping="agency-north", permission="true")
+    assert refused(answer) == (422, "malformed_body")
+    assert "`Kode`, which the mapping reads as `secret`" in answer.text
+    assert fates(send(world, other, mapping="agency-north", permission="true", columns="secret=C")) == [
+        (2, "new", None)
+    ]
