@@ -195,6 +195,11 @@ class Import:
         return self._options.mapping
 
     @property
+    def not_used(self) -> Mapping[int, int]:
+        """How many rows of each roster, by its index, are neither joined with any row nor judged."""
+        return {sheet: self._joins.not_used[sheet] for sheet in self._joins.rosters}
+
+    @property
     def recording(self) -> bool:
         """Whether rows are recorded, and not only judged."""
         return self._options.record

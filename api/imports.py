@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from datetime import timedelta
@@ -213,12 +214,26 @@ async def import_sheet(
         await upload.receive(lambda _: None)
         sha256 = digest_of(upload.file)
         file = await read_sheets(upload.file)
+        run = await _prepared(caller, query, mapping, file, sha256)
     except SheetError as error:
         raise malformed_body("", str(error)) from None
     finally:
         upload.close()
+    return _answer(caller, query, run, file, sha256)
+
+
+async def _prepared(
+    caller: Caller, query: ImportQuery, mapping: MappingBody | None, file: ReadSheets, sha256: str
+) -> Import:
+    """Find the columns and count the rows of a file, in a thread: it may have many rows.
+
+    Raises:
+        SheetError: it has no columns that are known, or not those of its mapping.
+
+    """
     try:
-        run = Import(
+        return await asyncio.to_thread(
+            Import,
             caller.services.aggregates,
             caller.services.handler,
             ledger_id=caller.ledger_id,
@@ -228,10 +243,9 @@ async def import_sheet(
             file_sha256=sha256,
             options=query.options(caller.services.settings.video_ids, mapping),
         )
-    except SheetError as error:
+    except BaseException:
         file.__exit__()
-        raise malformed_body("", str(error)) from None
-    return _answer(caller, query, run, file, sha256)
+        raise
 
 
 def _answer(caller: Caller, query: ImportQuery, run: Import, file: ReadSheets, sha256: str) -> Response:
@@ -280,6 +294,8 @@ def import_content(run: Import, file: ReadSheets, sha256: str) -> dict[str, Any]
             if sheet.columns is None
             else {field: column_letters(index) for field, index in sheet.columns.fields.items()},
             "not_read": [] if sheet.columns is None else [column_letters(index) for index in sheet.columns.not_read],
+            # Only of a sheet that the others are joined with.
+            **({"roster": {"rows_not_used": run.not_used[number - 1]}} if number - 1 in run.not_used else {}),
         }
         for number, sheet in enumerate(run.sheets, 1)
     ]

@@ -243,3 +243,12 @@ def test_a_row_with_the_id_of_its_code_needs_no_code_of_a_roster(world: World) -
         "Codes": [["Handle", "Spark Code"], ["@ana", secret(1)], ["@ana", secret(2)]],
     }
     assert found(world, sheets)[0] == (1, 2, "known", None)
+
+
+def test_the_answer_says_which_sheet_is_a_roster_and_how_many_of_its_rows_no_row_uses(world: World) -> None:
+    sheets: Sheets = {
+        "Posts": [POSTS, ["Ana", "video-a", secret(1), LATER]],
+        "Roster": [ROSTER, ["Ana", "@ana", 1, "✓"], ["Ben", "@ben", 1, "✓"]],
+    }
+    described = lines(send(world, sheets))[0]["import"]["sheets"]
+    assert [sheet.get("roster") for sheet in described] == [None, {"rows_not_used": 1}]
