@@ -176,7 +176,9 @@ def _described(content: Mapping[str, Any]) -> Iterator[str]:
             continue
         named = ", ".join(f"{letters} {field}" for field, letters in sheet["columns"].items())
         rest = f" Not read: {', '.join(sheet['not_read'])}." if sheet["not_read"] else ""
-        yield f"{name}, below row {sheet['header']}: {named}.{rest}"
+        roster = sheet.get("roster")
+        joined = f" Others are joined with it; {roster['rows_not_used']:,} of its rows are not used." if roster else ""
+        yield f"{name}, below row {sheet['header']}: {named}.{rest}{joined}"
     for name in content["hidden"]:
         yield f"Sheet {name} is hidden, and not read."
 
