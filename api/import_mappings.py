@@ -56,7 +56,8 @@ class MappingBody(Body):
         ),
     ] = None
     header: Annotated[
-        int | None, Field(ge=1, le=HEADER_ROWS, description="The number of the row that names the columns.")
+        int | None,
+        Field(ge=1, le=HEADER_ROWS, description="The number of the row that names the columns.", examples=[3]),
     ] = None
     dates: Annotated[
         Literal["dmy", "mdy"] | None, Field(description="The order of day and month in days such as 03/04/2026.")
@@ -68,7 +69,12 @@ class MappingBody(Body):
     ] = None
     days: Annotated[
         int | None,
-        Field(ge=1, le=MAX_DAYS, description="The length of every window of which a row states only one end, in days."),
+        Field(
+            ge=1,
+            le=MAX_DAYS,
+            description="The length of every window of which a row states only one end, in days.",
+            examples=[30],
+        ),
     ] = None
     terms: Annotated[
         SingleLine | None,

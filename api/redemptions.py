@@ -85,7 +85,9 @@ class RedeemCode(Command):
         }
     )
 
-    secret: Secret | None = None
+    secret: Annotated[
+        Secret | None, Field(description="The authorization code as it was pasted; nothing if `code_id` names it.")
+    ] = None
     code_id: Annotated[
         CodeIdText | None,
         Field(

@@ -269,6 +269,7 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
         "position": ("The event's position in the ledger.", {}, "1"),
         "rule_id": ("The alert rule.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b24"),
         "calendar_id": ("The calendar.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b25"),
+        "name": ("The name of the mapping.", {"pattern": _PATH_ID}, "agency-sheet"),
         "webhook_id": ("The webhook.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b23"),
     }
     description, schema, example = schemas[parameter["name"]]

@@ -98,8 +98,9 @@ def test_a_row_in_an_older_format_is_read_as_the_event_is(
 
     monkeypatch.setattr(kind, "class_version", 2, raising=False)
     monkeypatch.setattr(kind, "upcast_v1_v2", staticmethod(upcast_v1_v2), raising=False)
-    serialization._event_type.cache_clear()
-    request.addfinalizer(serialization._event_type.cache_clear)
+    for known in (serialization._event_type, serialization._format):
+        known.cache_clear()
+        request.addfinalizer(known.cache_clear)
     monkeypatch.setitem(module._PRESENT_VERSIONS, "Redeemed", 2)
     row = row_of(event)
     row = (*row[:3], 1, *row[4:16], b'{"advertiser_id":"adv-7001","shared_with_advertiser":true}')

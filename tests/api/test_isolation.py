@@ -56,6 +56,7 @@ class Things:
     webhook_id: str
     rule_id: str
     calendar_id: str
+    mapping: str
     ledger: str
 
     def shown(self) -> list[str]:
@@ -86,9 +87,10 @@ def theirs(world: World) -> Things:
     key_id = told(world.client.post("/v1/keys", json={"role": "auditor"}), 201)["key_id"]
     rule_id = told(world.client.post("/v1/alerts", json=ALERT | {"enabled": False}), 201)["rule_id"]
     calendar_id = told(world.client.post("/v1/calendars", json={}), 201)["calendar_id"]
-    return Things(
-        *names, secret, code["code_id"], key_id, webhook["webhook_id"], rule_id, calendar_id, world.server.ledger
-    )
+    mapping = f"mapping-{uuid4()}"
+    told(world.client.put(f"/v1/imports/mappings/{mapping}", json={"columns": {"video_id": "Clip"}}), 200)
+    ids = (code["code_id"], key_id, webhook["webhook_id"], rule_id, calendar_id)
+    return Things(*names, secret, *ids, mapping, world.server.ledger)
 
 
 def nobodys() -> Things:
@@ -96,7 +98,8 @@ def nobodys() -> Things:
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
     ledger = f"ledger-{uuid4().hex[:12]}"
-    return Things(*names, secret, str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), ledger)
+    ids = [str(uuid7()) for _ in range(5)]
+    return Things(*names, secret, *ids, f"mapping-{uuid4()}", ledger)
 
 
 Ask = Callable[[httpx.Client, Things], httpx.Response]
@@ -264,6 +267,15 @@ ASKED: dict[str, list[Ask]] = {
         lambda client, of: client.post("/v1/alerts", json=ALERT | {"creator_id": of.creator_id, "enabled": False}),
         lambda client, of: client.post("/v1/alerts", json=ALERT | {"brand_id": of.brand_id, "enabled": False}),
     ],
+    "GET /v1/imports/mappings": [getting("/v1/imports/mappings")],
+    "GET /v1/imports/mappings/{name}": [lambda client, of: client.get(f"/v1/imports/mappings/{of.mapping}")],
+    "DELETE /v1/imports/mappings/{name}": [lambda client, of: client.delete(f"/v1/imports/mappings/{of.mapping}")],
+    "PUT /v1/imports/mappings/{name}": [
+        lambda client, of: client.put(f"/v1/imports/mappings/{of.mapping}", json={"columns": {"video_id": "Clip"}}),
+    ],
+    "POST /v1/codes/{code_id}/secret": [
+        lambda client, of: client.post(f"/v1/codes/{of.code_id}/secret", json={"secret": of.secret}),
+    ],
     "GET /v1/calendars": [getting("/v1/calendars")],
     "DELETE /v1/calendars/{calendar_id}": [lambda client, of: client.delete(f"/v1/calendars/{of.calendar_id}")],
     "POST /v1/calendars": [
@@ -376,7 +388,7 @@ def test_what_takes_an_id_of_another_ledger_is_unknown_there(world: World, their
     by_path = {
         route: {ask(stranger, theirs).status_code for ask in requests}
         for route, requests in ASKED.items()
-        if "{" in route and not re.search(r"{(creator|advertiser|video|brand)_id}", route)
+        if "{" in route and not re.search(r"{(creator|advertiser|video|brand)_id}|PUT .*{name}", route)
     }
     assert by_path == {route: {404} for route in by_path}
     assert len(by_path) > 15

@@ -22,6 +22,7 @@ VIDEO: Final = "7312345678901234567"
 TAKE_SECRETS: Final = {
     ("POST /v1/codes", "/secret"),
     ("POST /v1/codes/lookup", "/secret"),
+    ("POST /v1/codes/{code_id}/secret", "/secret"),
     ("POST /v1/redemptions", "/secret"),
     ("POST /v1/webhooks", "/secret"),
     # A URL often is a credential. It is sealed.
