@@ -98,7 +98,7 @@ def nobodys() -> Things:
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
     ledger = f"ledger-{uuid4().hex[:12]}"
-    ids = [str(uuid7()) for _ in range(5)]
+    ids = (str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()))
     return Things(*names, secret, *ids, f"mapping-{uuid4()}", ledger)
 
 
