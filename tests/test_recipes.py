@@ -140,10 +140,6 @@ EXCEPTIONS: Final[dict[str, dict[str, tuple[set[str], str]]]] = {
         "api/http/denied_attempts.py": ({"permission_disabled", "creator_unknown"}, "recorded as denied attempts"),
         "api/http/problems.py": ({"creator_unknown"}, "404 if the unknown creator is in the address"),
         "domain/campaign.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
-        "domain/sheet_rows.py": (
-            {"live_code_exists"},
-            "the code in the way of a row's may be the row's own, recorded without its secret",
-        ),
         "domain/summaries.py": ({"code_expired", "code_revoked"}, "also the stored cause of the end of a campaign"),
         "infra/auth/key_admin.py": ({"creator_erased"}, "no key is created for an erased creator"),
         "infra/crypto/keyring.py": ({"creator_erased"}, "the key of an erased creator is gone"),

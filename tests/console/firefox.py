@@ -87,17 +87,31 @@ class Tab:
         until(is_there, START_S)
 
     def click(self, selector: str) -> None:
-        """Click an element, where it is on the screen."""
+        """Click an element, where it is on the screen; once more if the page moved under the pointer."""
         locator = {"type": "css", "value": selector}
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
-        (node, *_) = self._command("browsingContext.locateNodes", context=self._context, locator=locator)["nodes"]
-        origin = {"type": "element", "element": {"sharedId": node["sharedId"]}}
-        self._act(
-            "pointer",
-            {"type": "pointerMove", "x": 0, "y": 0, "origin": origin},
-            {"type": "pointerDown", "button": 0},
-            {"type": "pointerUp", "button": 0},
-        )
+        found = f"document.querySelector({json.dumps(selector)})"
+
+        def is_clicked() -> bool:
+            self.evaluate(f"{found}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+            self.evaluate(
+                f"window.wasClicked = false, {found}.addEventListener('click',"
+                " () => window.wasClicked = true, {capture: true, once: true}), true"
+            )
+            (node, *_) = self._command("browsingContext.locateNodes", context=self._context, locator=locator)["nodes"]
+            origin = {"type": "element", "element": {"sharedId": node["sharedId"]}}
+            self._act(
+                "pointer",
+                {"type": "pointerMove", "x": 0, "y": 0, "origin": origin},
+                {"type": "pointerDown", "button": 0},
+                {"type": "pointerUp", "button": 0},
+            )
+            try:
+                return self.evaluate("window.wasClicked") is not False
+            except Refused:
+                # The page is being left.
+                return True
+
+        until(is_clicked, START_S)
 
     def type(self, selector: str, text: str) -> None:
         """Click a field, and type a text."""

@@ -80,6 +80,7 @@ def test_the_whole_story_on_a_phone(own_windows: Windows, own_world: World, java
 def test_a_refusal_is_a_sentence_at_its_step_and_what_was_entered_stays(own_windows: Windows, own_world: World) -> None:
     own_world.permit("ana.creates")
     page = own_windows.open(_creator(own_world))
+    shown(own_world.client, "permissions")
     page.goto("/give")
     own_world.permit("ana.creates", enabled=False)
     page.get_by_label("Video").fill(VIDEO)
@@ -92,6 +93,7 @@ def test_a_refusal_is_a_sentence_at_its_step_and_what_was_entered_stays(own_wind
 def test_a_video_that_cannot_be_read_is_said_at_its_field(own_windows: Windows, own_world: World) -> None:
     own_world.permit("ana.creates")
     page = own_windows.open(_creator(own_world))
+    shown(own_world.client, "permissions")
     page.goto("/give")
     page.get_by_label("Video").fill("https://vm.tiktok.com/ZMabcdef/")
     page.get_by_label("The creator accepts these terms").check()
