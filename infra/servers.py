@@ -55,23 +55,8 @@ def read_servers(path: Path) -> dict[str, str]:
         ValueError: the file cannot be used; the message completes a sentence, and contains no URL.
 
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        message = f"names a file that cannot be read ({error.strerror})"
-        raise ValueError(message) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("names no file")
-        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            message = f"names a file that other users can read, and it contains passwords: run chmod 600 {path}"
-            raise ValueError(message)
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ValueError("names a file that is too large")
     servers: dict[str, str] = {}
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(_content(path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -90,6 +75,32 @@ def read_servers(path: Path) -> dict[str, str]:
         message = f"names a file with {len(servers):,} servers: 1 to {MAX_SERVERS:,} are possible"
         raise ValueError(message)
     return servers
+
+
+def _content(path: Path) -> str:
+    """Return a file that only its user can read and replace."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        message = f"names a file that cannot be read ({error.strerror})"
+        raise ValueError(message) from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("names no file")
+        if status.st_uid not in {os.geteuid(), 0}:
+            message = (
+                f"names a file that belongs to the user with id {status.st_uid}, who could lead this program to other "
+                f"servers: run chown {os.geteuid()} {path}"
+            )
+            raise ValueError(message)
+        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            message = f"names a file that other users can read, and it contains passwords: run chmod 600 {path}"
+            raise ValueError(message)
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError("names a file that is too large")
+    return content.decode("utf-8", "replace")
 
 
 def _checked(url: str, number: int) -> str:
@@ -218,11 +229,11 @@ def _store_number(connection: psycopg.Connection[Any], name: str, number: int, l
 # -- Ledgers
 
 
-def home_of(workers: Mapping[str, str], ledger: str) -> str:
+def home_of(owners: Mapping[str, str], ledger: str) -> str:
     """Return the name of the server that a ledger is on.
 
     Args:
-        workers: the servers by name, each as a login that is or may become the worker's role.
+        owners: the servers by name, each as the owner of its tables.
         ledger: the name of the ledger.
 
     Raises:
@@ -231,7 +242,7 @@ def home_of(workers: Mapping[str, str], ledger: str) -> str:
 
     """
     away: Unavailable | None = None
-    for name, conninfo in workers.items():
+    for name, conninfo in owners.items():
         try:
             with _connected(name, conninfo, WORKER) as connection:
                 if connection.execute(_HAS, (ledger,)).fetchone() is not None:
@@ -270,14 +281,20 @@ def new_ledger_name(owners: Mapping[str, str], ledger: str) -> Iterator[bool]:
 # -- Moves
 
 
-def leaving(name: str, worker: str, ledger: str, target: str) -> bool:
-    """Return whether a ledger is leaving this server for another one, or has left it and was not served there yet.
+def leaving(name: str, owner: str, ledger: str, target: str) -> bool:
+    """Return whether a ledger is leaving this server for another one, or has left it.
+
+    Args:
+        name: of the server.
+        owner: how to reach it as the owner of its tables.
+        ledger: the name of the ledger.
+        target: the name of the other server.
 
     Raises:
         Unavailable: the server cannot be asked.
 
     """
-    with _connected(name, worker, MOVER) as connection:
+    with _connected(name, owner, MOVER) as connection:
         row = connection.execute(_LEAVING, (ledger,)).fetchone()
     return row is not None and row[0] == target
 

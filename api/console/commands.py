@@ -177,8 +177,8 @@ COMMANDS: Final = (
         "secret",
         "secret",
         "Attach the code’s text",
-        "The code was recorded without its text. Whoever enters it here says that this is the text. It can be attached "
-        "once, and is never replaced.",
+        "The code was recorded without its text. By entering it here, you say that this is its text. It can be "
+        "attached once, and is never replaced.",
         (Field("secret", "The code", "secret", is_required=True),),
         GIVES,
         # As it was pasted: what surrounds it is the API's to judge.

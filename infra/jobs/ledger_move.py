@@ -5,7 +5,7 @@
     follow    what was changed meanwhile, until that is little
     switch    one transaction of the source holds everything that writes to the ledger. What is left is copied, the
               target keeps a number for the copy, and the transaction ends with that number and the target's name
-    complete  the target is told the number, and serves the ledger
+    complete  the target is given the number, and serves the ledger
 
 Until the transaction of the switch is committed, the source serves the ledger, and never after it. If the command is
 killed before, its session ends, and so does what it holds. If it is killed after, the next request with a key of the

@@ -141,7 +141,7 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         servers.keep(self)
 
     def cut(self) -> None:
-        """Have whoever uses the session find it lost; called from another thread."""
+        """Let its user find the session lost; called from another thread."""
         cut_in_loop(self._loop, self._cut)
 
     def _cut(self) -> None:

@@ -38,7 +38,7 @@ ASK_EVERY_S: Final = 1.0
 ANSWER_WITHIN_S: Final = 3.0
 # How long the first session of a process waits until every server has answered, or has failed to.
 FIRST_ANSWERS_WITHIN_S: Final = 3.0
-# How long a new session waits for a primary, before its caller is told that there is none.
+# How long a new session waits for a primary, before its caller hears that there is none.
 PRIMARY_WITHIN_S: Final = 2.0
 LOOK_EVERY_S: Final = 0.05
 # Servers that nobody has had a session with for so long are not asked any more, until the next session.
@@ -139,7 +139,7 @@ class _Cuttable(Protocol):
         """Whether it has ended."""
 
     def cut(self) -> None:
-        """Have whoever uses the session find that its connection is lost."""
+        """Let its user find that the connection is lost."""
 
 
 class Servers:

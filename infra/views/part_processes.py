@@ -80,7 +80,7 @@ class Processes:
         try:
             await asyncio.gather(*outcomes)
         except Exception:
-            # At once, and not when all other parts have come to their end. Whoever goes on finds nobody filling them.
+            # At once, not when all other parts have come to their end; and nobody fills them when it is tried again.
             for job, part, _ in ordered:
                 job.withdraw((view, *part))
             with suppress(TimeoutError):
@@ -142,7 +142,7 @@ class _Job:
             self._fail(f"has ended {self._restarts} times, at last {how}")
         except OSError as error:
             self._fail(f"cannot be started: {error}")
-        except Exception as error:  # noqa: BLE001 - those who wait for the outcomes are told
+        except Exception as error:  # noqa: BLE001 - those who wait for the outcomes get it
             self._fail(f"cannot be followed: {type(error).__name__}: {error}")
 
     async def _run_once(self) -> int:

@@ -48,7 +48,7 @@ PREFIX: Final = f"patroni-{uuid.uuid4().hex[:12]}"
 PARTS: Final = "views,expiry,anchor"
 
 # Sessions of ours with a server that can still do something there. One that waits for a standby cannot: its commit was
-# sent before, nobody is told of it, and pg_rewind takes it back.
+# sent before, nobody hears of it, and pg_rewind takes it back.
 _SESSIONS: Final = """
     SELECT count(*)
     FROM pg_stat_activity

@@ -1,7 +1,7 @@
 """A rolling upgrade: processes of two versions side by side on one database, under load.
 
 The next version is this one with what a release brings: a migration that adds a column and a table, and replaces the
-function that appends; and a view that is built anew. Nobody gets anything but an answer or a 503.
+function that appends; and a view that is built again. Nobody gets anything but an answer or a 503.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +57,14 @@ def test_a_file_that_cannot_be_used_is_refused_without_its_content(
         load_settings({"SPARKLEDGER_DATABASES": str(file)})
     assert says in str(refused.value)
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = servers_file(tmp_path / "servers", a=URL)
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    monkeypatch.setattr("os.fstat", lambda _: os.stat_result((stat.S_IFREG | 0o600, 0, 0, 1, 12345, 0, 0, 0, 0, 0)))
+    with pytest.raises(ValueError, match=r"belongs to the user with id 12345, .* run chown 4321 "):
+        read_servers(file)
 
 
 @pytest.mark.parametrize(

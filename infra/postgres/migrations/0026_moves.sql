@@ -3,7 +3,7 @@
 -- The ledger is copied, and what is changed meanwhile is noted here and copied after. At the end, one transaction of the
 -- source holds everything that writes to the ledger, for about a second. It ends with the name of the other server in
 -- the ledger's row; until that is committed the source serves the ledger, and never again after it. The target serves it
--- once it is told the number that this transaction has published, and that it alone knew before.
+-- once it is given the number that this transaction has published, and that it alone knew before.
 
 -- Ledgers that leave this server, or have left it.
 CREATE TABLE departures (
@@ -84,7 +84,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Where a ledger has gone, for whoever tells the other server; null while it is served here. What is found no failover
+-- Where a ledger has gone, for those who tell the other server; null while it is served here. What is found no failover
 -- may take back, because the other server serves the ledger from then on.
 CREATE FUNCTION departure_of(of_ledger int, OUT target text, OUT stage uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$

@@ -98,11 +98,27 @@ async def test_the_api_has_no_way_around(opened: Opened, tenant: Tenant) -> None
         "SET ROLE postgres",
         "SET ROLE sparkledger_worker",
         "SET ROLE sparkledger_log",
+        "SET ROLE sparkledger_mover",
         "CREATE TABLE public.mine (x int)",
         "CREATE OR REPLACE FUNCTION append() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "SELECT pg_read_file('PG_VERSION')",
     ]
     assert refusals(opened, tenant, API, ways) == dict.fromkeys(ways, "InsufficientPrivilege")
+
+
+@pytest.mark.parametrize("role", [API, WORKER])
+async def test_no_login_of_the_program_can_move_or_hide_a_ledger(opened: Opened, tenant: Tenant, role: str) -> None:
+    ways = [
+        "SET ROLE sparkledger_mover",
+        "UPDATE ledgers SET served_by = 'b'",
+        f"INSERT INTO departures (ledger_id, target) VALUES ({tenant.ledger_id}, 'b')",
+        "UPDATE departures SET moved_at = now()",
+        "DELETE FROM departures",
+        f"INSERT INTO arrivals (ledger_id, source, source_number) VALUES ({tenant.ledger_id}, 'a', 0)",
+        "UPDATE arrivals SET stage = gen_random_uuid()",
+        "SELECT note_departure()",
+    ]
+    assert refusals(opened, tenant, role, ways) == dict.fromkeys(ways, "InsufficientPrivilege")
 
 
 async def test_the_appends_own_role_cannot_log_in(opened: Opened) -> None:

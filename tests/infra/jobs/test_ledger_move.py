@@ -76,7 +76,7 @@ class Ledger:
                 one.close()
 
     def move(self, reached: Callable[[str], None] = lambda _: None, *, back: bool = False) -> Moved:
-        """Move it to b as the command does, or back; `reached` is told how far that is."""
+        """Move it to b as the command does, or back; `reached` hears how far that is."""
         with self._moving(back=back) as move:
             move.reached, move.linger_s = reached, 0.0
             return move.run()
