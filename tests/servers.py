@@ -75,10 +75,15 @@ def installation(cluster: EmbeddedPostgres, directory: Path) -> Iterator[Install
     """Make an installation on two servers."""
     with ExitStack() as opened:
         a, b = (opened.enter_context(fresh_database(cluster)) for _ in range(2))
-        settings = settings_of(directory, a=a, b=b)
-        keys = {MAIN: shown(command(settings, "migrate"))}
-        keys[OTHER] = shown(command(settings, "ledgers", "create", OTHER, "--server", "b"))
-        yield Installation(a, b, settings, keys)
+        yield installation_on(directory, a, b)
+
+
+def installation_on(directory: Path, a: TestDatabase, b: TestDatabase) -> Installation:
+    """Make an installation on these two databases, as its operator does."""
+    settings = settings_of(directory, a=a, b=b)
+    keys = {MAIN: shown(command(settings, "migrate"))}
+    keys[OTHER] = shown(command(settings, "ledgers", "create", OTHER, "--server", "b"))
+    return Installation(a, b, settings, keys)
 
 
 def shown(output: str) -> str:

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 Part = Literal["events", "tree", "keys", "claims", "commitments", "views", "witnesses"]
 
-# The first difference of a part stays until a complete pass has found none.
+# The first difference of a part stays until a complete pass has found none. What is missing of a ledger that has moved
+# to another server meanwhile is no difference.
 REPORT: Final = """
     INSERT INTO log_differences AS d (ledger_id, generation, part, position, place, message, right_at, found_at)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, clock_timestamp())
+    SELECT l.ledger_id, x.generation, x.part, x.position, x.place, x.message, x.right_at, clock_timestamp()
+    FROM (VALUES (%s::int, %s::int, %s::text, %s::bigint, %s::text, %s::text, %s::timestamptz))
+        AS x (ledger_id, generation, part, position, place, message, right_at)
+    JOIN ledgers l ON l.ledger_id = x.ledger_id
     ON CONFLICT (ledger_id, generation, part) DO UPDATE
     SET position = excluded.position, place = excluded.place, message = excluded.message,
         right_at = excluded.right_at, found_at = excluded.found_at, resolved_at = NULL
@@ -31,7 +35,10 @@ RESOLVE: Final = """
 
 CHECKED: Final = """
     INSERT INTO log_checks AS c (ledger_id, generation, part, began_at, upto, covered_since)
-    VALUES (%s, %s, %s, %s, %s, %s)
+    SELECT l.ledger_id, x.generation, x.part, x.began_at, x.upto, x.covered_since
+    FROM (VALUES (%s::int, %s::int, %s::text, %s::timestamptz, %s::bigint, %s::timestamptz))
+        AS x (ledger_id, generation, part, began_at, upto, covered_since)
+    JOIN ledgers l ON l.ledger_id = x.ledger_id
     ON CONFLICT (ledger_id, generation, part) DO UPDATE
     SET began_at = excluded.began_at, upto = excluded.upto,
         covered_since = coalesce(excluded.covered_since, c.covered_since)

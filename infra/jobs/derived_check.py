@@ -29,7 +29,7 @@ from infra.crypto.epochs import EpochKeyMissing
 from infra.errors import Unavailable
 from infra.eventstore.differences import CHECKED, REPORT, RESOLVE, Difference
 from infra.eventstore.reader import COLUMNS, to_recorded
-from infra.postgres.pool import LedgerConnection, session
+from infra.postgres.pool import SHORT, LedgerConnection, session
 from infra.postgres.roles import WORKER
 from projections import VIEWS
 from projections.engine import checkpoints
@@ -195,7 +195,7 @@ class DerivedCheck:
                         await asyncio.sleep(AWAY_S)
                     while True:
                         await self.minute(connection, asyncio.sleep)
-            except (Unavailable, MasterKeyError, LookupError, psycopg.OperationalError) as error:
+            except (Unavailable, MasterKeyError, LookupError, *SHORT) as error:
                 log.warning("Checks of keys, claims and views are delayed: %s", " ".join(str(error).split()))
                 await asyncio.sleep(MINUTE_S)
 
@@ -226,7 +226,9 @@ class DerivedCheck:
         """
         cursor = connection.cursor(binary=True)
         ledgers = [_Ledger(*row) for row in await (await cursor.execute(_LEDGERS)).fetchall()]
-        [ledger] = [one for one in ledgers if one.ledger_id == ledger_id]
+        ledger = next((one for one in ledgers if one.ledger_id == ledger_id), None)
+        if ledger is None:
+            return  # it has moved to another server, whose worker carries the erasure out
         after = 0
         while True:
             place = (ledger_id, after, creator_stream, STRETCH)

@@ -36,7 +36,7 @@ from domain.log_tiles import WIDTH, split_hashes
 from domain.merkle import HASH_BYTES
 from infra.errors import Unavailable
 from infra.jobs.log_events import record
-from infra.postgres.pool import session
+from infra.postgres.pool import SHORT, session
 from infra.postgres.roles import WORKER
 from infra.postgres.timelines import ServerConnection
 from infra.proof.head_blocks import BLOCK_HEADS, HeadBlocks
@@ -135,7 +135,7 @@ class HeadsJob:
             try:
                 await self.round()
                 await asyncio.sleep(LOOK_EVERY_S)
-            except (Unavailable, psycopg.OperationalError) as error:
+            except (Unavailable, *SHORT) as error:
                 log.warning("Heads are sealed later: %s", " ".join(str(error).split()))
                 await asyncio.sleep(AWAY_S)
 

@@ -37,7 +37,8 @@ POOL_SIZE: Final = 6
 # Of the API: one ledger's slow reads leave sessions for the others.
 SHARED_POOL_SIZE: Final = 8
 
-# Errors of a database that cannot serve now. A standby, or a server short of disk, may refuse only to write.
+# Errors of a database that cannot serve now. A standby, or a server short of disk, may refuse only to write; one that a
+# ledger has left refuses to write to that ledger.
 SHORT: Final = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
 AWAY: Final = "The database cannot be reached. Try again in a moment."
 UNCONFIRMED: Final = (

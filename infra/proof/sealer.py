@@ -25,7 +25,7 @@ from domain.log_entry import UnencodableEvent, entry_of
 from domain.log_tiles import WIDTH, TreeEdge, subtree_hash, tile_of
 from domain.merkle import EMPTY_ROOT, complete_subtrees, join, leaf_hash
 from infra.eventstore.notifications import CHANNEL
-from infra.postgres.pool import session
+from infra.postgres.pool import SHORT, session
 from infra.postgres.roles import WORKER
 from infra.postgres.timelines import ServerConnection
 from infra.proof.checkpoints import MAX_ORIGIN_BYTES, Checkpoint, LogSigners
@@ -135,10 +135,10 @@ class Sealer:
                     started()
                     away = False
                     self.lead(connection)
-            except (psycopg.OperationalError, Overtaken) as error:
+            except (*SHORT, Overtaken) as error:
                 if not away:
                     log.warning("The sealer is delayed: %s", str(error).strip())
-                away = isinstance(error, psycopg.OperationalError)
+                away = isinstance(error, SHORT)
                 time.sleep(AWAY_S)
 
     def lead(self, connection: psycopg.Connection) -> None:

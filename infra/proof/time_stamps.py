@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psycopg
 from rfc3161_client import HashAlgorithm, TimestampRequestBuilder, decode_timestamp_response
 
-from infra.postgres.pool import session
+from infra.postgres.pool import SHORT, session
 from infra.postgres.roles import WORKER
 from infra.postgres.timelines import ServerConnection
 from projections.engine.advisory_locks import AdvisoryLock
@@ -94,7 +94,7 @@ class TimeStamps:
                     while True:
                         self.round(connection)
                         rest(EVERY_S)
-            except (psycopg.OperationalError, OSError) as error:
+            except (*SHORT, OSError) as error:
                 log.warning("Checkpoints are stamped later: %s", " ".join(str(error).split()))
                 rest(AWAY_S)
 

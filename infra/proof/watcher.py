@@ -20,7 +20,7 @@ import psycopg
 
 from domain.merkle import HASH_BYTES
 from infra.eventstore.differences import CHECKED, REPORT, RESOLVE, Difference
-from infra.postgres.pool import session
+from infra.postgres.pool import SHORT, session
 from infra.postgres.roles import WORKER
 from infra.postgres.timelines import ServerConnection
 from infra.proof.checkpoints import Checkpoint
@@ -108,7 +108,7 @@ class Watcher:
                         time.sleep(LEAD_EVERY_S)
                     while True:
                         self.minute(connection, time.sleep)
-            except (psycopg.OperationalError, OSError) as error:
+            except (*SHORT, OSError) as error:
                 log.warning("The watcher waits: %s", " ".join(str(error).split()))
                 time.sleep(AWAY_S)
 

@@ -25,7 +25,7 @@ from cryptography.exceptions import InvalidSignature
 from domain.log_tiles import subtree_hash, tile_of
 from domain.merkle import InvalidProof, complete_subtrees, consistency_parts, join, verify_consistency
 from infra.eventstore.differences import REPORT, RESOLVE
-from infra.postgres.pool import session
+from infra.postgres.pool import SHORT, session
 from infra.postgres.roles import WORKER
 from infra.postgres.timelines import ServerConnection
 from infra.proof.checkpoints import Checkpoint, MalformedCheckpoint
@@ -176,7 +176,7 @@ class WitnessClient:
                         self.round(connection)
                         self._asked_all.set()
                         time.sleep(max(0.0, began + EVERY_S - time.monotonic()) if self._witnesses else IDLE_S)
-            except (psycopg.OperationalError, OSError) as error:
+            except (*SHORT, OSError) as error:
                 log.warning("Witnesses are asked later: %s", " ".join(str(error).split()))
                 time.sleep(AWAY_S)
 

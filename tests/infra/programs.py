@@ -49,9 +49,9 @@ class Program:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def line(self, containing: str) -> str:
+    def line(self, containing: str, within_s: float = DEADLINE_SECONDS) -> str:
         """Return the next line with this in it, however many come before."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + within_s
         while True:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))

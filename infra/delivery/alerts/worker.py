@@ -30,7 +30,7 @@ from infra.delivery.alerts.sealing import AlertSealer
 from infra.delivery.alerts.texts import Entry, Letterhead, alert_text, trial_text
 from infra.delivery.webhooks.http_target import Resolver
 from infra.errors import Unavailable
-from infra.postgres.pool import LedgerConnection, session
+from infra.postgres.pool import SHORT, LedgerConnection, session
 from infra.postgres.roles import WORKER
 from projections import campaigns, codes
 from projections.engine.advisory_locks import AdvisoryLock
@@ -116,7 +116,7 @@ class AlertWorker:
                 try:
                     async with await LedgerConnection.connect(**self._session) as connection:
                         await self._lead(connection)
-                except (Unavailable, psycopg.OperationalError, *_NOT_YET) as error:
+                except (Unavailable, *SHORT, *_NOT_YET) as error:
                     log.warning("Alerts are delayed: %s", " ".join(str(error).split()))
                 await self._abandon()
                 await asyncio.sleep(AWAY_S)

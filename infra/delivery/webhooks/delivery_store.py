@@ -91,6 +91,7 @@ _WRITE_PROGRESS: Final = """
     WHERE webhook_id = %(webhook_id)s
     AND lease = %(lease)s
     AND written < %(number)s
+    AND EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = webhook_progress.ledger_id) -- that this server serves
 """
 
 _ALREADY_WRITTEN: Final = """
@@ -175,7 +176,7 @@ _DELETE_OLD_REQUESTS: Final = "DELETE FROM webhook_requests WHERE recorded_at < 
 
 
 class LeaseLost(Exception):
-    """Another sender has taken the endpoint over, or the webhook was deleted."""
+    """Another sender has taken the endpoint over, maybe on another server, or the webhook was deleted."""
 
 
 class DeliveryStore:

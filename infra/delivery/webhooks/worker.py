@@ -27,7 +27,7 @@ from infra.delivery.webhooks.signing import WebhookSealer, payload
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.eventstore.serialization import UnreadableEvent
-from infra.postgres.pool import LedgerConnection, session
+from infra.postgres.pool import SHORT, LedgerConnection, session
 from infra.postgres.roles import WORKER
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -125,7 +125,7 @@ class WebhookWorker:
                 try:
                     async with await LedgerConnection.connect(**self._session) as connection:
                         await self._serve(connection)
-                except (psycopg.OperationalError, Unavailable) as error:
+                except (Unavailable, *SHORT) as error:
                     log.warning("Webhooks are waiting for the database: %s", " ".join(str(error).split()))
                 # The locks ended with the connection, so another worker may send from here on.
                 await self._stop(list(self._running))

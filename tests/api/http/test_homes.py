@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -15,8 +17,14 @@ from psycopg import sql
 
 from api.http.homes import Homes
 from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.roles import WORKER
+from infra.proof.sealer import Sealer, SealerSettings
+from infra.proof.tree_store import TreeStore
 from tests.api.processes import serving_process
 from tests.api.streaming import following
+from tests.conftest import TestDatabase
+from tests.infra.auth.issuing import issuing
+from tests.infra.auth.provider import SECRET, Provider
 from tests.places import directory
 from tests.servers import MAIN, OTHER, Installation, installation
 from tests.serving import http_client
@@ -27,9 +35,25 @@ SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-f
 
 
 @pytest.fixture(scope="module")
-def servers(cluster: EmbeddedPostgres) -> Iterator[Installation]:
+def provider() -> Iterator[Provider]:
+    """An identity provider, whose tokens name the ledger."""
+    with issuing() as issuer:
+        yield Provider(issuer)
+
+
+@pytest.fixture(scope="module")
+def servers(cluster: EmbeddedPostgres, provider: Provider) -> Iterator[Installation]:
     place = directory("servers")
+    configured = provider.configured(
+        role_claim="groups",
+        roles={"legal": "auditor"},
+        ledger_claim="ledger",
+        ledgers={MAIN: MAIN, OTHER: OTHER},
+    )
+    issuer = configured.model_dump(mode="json", exclude_unset=True) | {"client_secret": SECRET}
     with installation(cluster, place) as made:
+        made.settings["OIDC_ISSUERS"] = json.dumps([issuer])
+        made.command("migrate")
         yield made
     shutil.rmtree(place)
 
@@ -37,7 +61,11 @@ def servers(cluster: EmbeddedPostgres) -> Iterator[Installation]:
 @pytest.fixture(scope="module")
 def url(servers: Installation) -> Iterator[str]:
     """One API process for both servers."""
-    settings = {"databases": servers.settings["DATABASES"], "database_url": ""}
+    settings = {
+        "databases": servers.settings["DATABASES"],
+        "database_url": "",
+        "oidc_issuers": servers.settings["OIDC_ISSUERS"],
+    }
     with serving_process(servers.a, servers.settings["MASTER_KEY"], **settings) as address:
         yield address
 
@@ -122,6 +150,66 @@ def test_somebody_signs_in_to_the_console_of_their_ledger(servers: Installation,
         assert client.post("/sign-out", headers=SIGN_IN).headers["location"] == "/sign-in?out=1"
     database = servers.a if ledger == MAIN else servers.b
     assert database.sql("SELECT count(*) FROM accesses WHERE route = 'POST /sign-in'") == [(1,)]
+
+
+def of(servers: Installation, ledger: str) -> TestDatabase:
+    """Return the server of a ledger."""
+    return servers.a if ledger == MAIN else servers.b
+
+
+def history_of(servers: Installation, ledger: str) -> str:
+    query = "SELECT history::text FROM histories JOIN ledgers USING (ledger_id) WHERE name = %s"
+    return str(of(servers, ledger).sql(query, (ledger,))[0][0])
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_a_bearer_token_leads_to_the_ledger_that_it_names(
+    servers: Installation, provider: Provider, url: str, ledger: str
+) -> None:
+    token = provider.issuer.token(sub="lea@legal.example", groups=["legal"], ledger=ledger)
+    with http_client(url, token) as client:
+        answer = client.get("/v1/events")
+    assert (answer.status_code, answer.headers["ledger-history"]) == (200, history_of(servers, ledger))
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_somebody_signs_in_by_a_provider_to_the_console_of_their_ledger(
+    servers: Installation, provider: Provider, url: str, ledger: str
+) -> None:
+    provider.claims = {"sub": "lea@legal.example", "groups": ["legal"], "ledger": ledger}
+    with httpx.Client(base_url=url, follow_redirects=True, trust_env=False, timeout=20) as browser:
+        page = browser.get("/sign-in/with/0", params={"next": "/codes"})
+        assert page.status_code == 200, page.text
+        assert browser.get("/codes", follow_redirects=False).status_code == 200
+    entered = "SELECT count(*) FROM accesses WHERE route = 'GET /sign-in/done'"
+    assert of(servers, ledger).sql(entered) == [(1,)]
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_the_address_of_a_calendar_leads_to_its_ledger(servers: Installation, url: str, ledger: str) -> None:
+    with http_client(url, servers.keys[ledger]) as client:
+        made = client.post("/v1/calendars", json={})
+    assert made.status_code == 201, made.text
+    with http_client(url) as anybody:
+        calendar = anybody.get(made.json()["address"])
+    assert (calendar.status_code, calendar.headers["content-type"]) == (200, "text/calendar; charset=utf-8")
+
+
+@pytest.mark.parametrize("ledger", [MAIN, OTHER])
+def test_the_public_log_of_a_ledger_is_read_where_the_ledger_is(
+    servers: Installation, url: str, tmp_path: Path, ledger: str
+) -> None:
+    named(url, servers.keys[ledger], f"sealed-of-{ledger}")
+    worker = of(servers, ledger).dsn(WORKER)
+    sealer = Sealer(worker, SealerSettings(tmp_path, "ledger.example/log", frozenset({ledger})))
+    with psycopg.connect(worker, autocommit=True) as connection:
+        store = TreeStore(connection)
+        while sealer.step(store):
+            pass
+    with http_client(url) as anybody:
+        until(lambda: anybody.get(f"/log/{ledger}/1/checkpoint").status_code == 200)
+        origin = anybody.get(f"/log/{ledger}/1/checkpoint").text.splitlines()[0]
+    assert of(servers, ledger).sql("SELECT origin FROM log_trees") == [(origin,)]
 
 
 def test_health_and_figures_are_those_of_all_servers(url: str) -> None:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -16,9 +17,11 @@ import httpx
 import psycopg
 import pytest
 
+from infra.eventstore.differences import CHECKED, REPORT
 from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
+from infra.postgres.roles import WORKER
 from infra.servers import new_ledger_name
 from tests.api.processes import serving_process
 from tests.api.streaming import following
@@ -493,6 +496,21 @@ def test_a_worker_ends_epochs_of_a_ledger_that_the_source_does_not_serve(ledger:
     ended = f"UPDATE erasures SET carried_out_at = now() WHERE {of_ledger} RETURNING position"
     assert ledger.servers.a.sql(ended, (ledger.name,)) == [(0,)]
     assert ledger.rows(ledger.servers.b)["erasures"] == []
+
+
+def test_a_check_that_is_late_reports_nothing_of_a_ledger_that_has_left(ledger: Ledger) -> None:
+    """Rows that are removed meanwhile are no difference, and what is reported would stay on the source for ever."""
+    number = ledger.servers.a.sql("SELECT ledger_id FROM ledgers WHERE name = %s", (ledger.name,))[0][0]
+    report = (number, 1, "events", 1, "events", "Event 1 is missing.", None)
+    checked = (number, 1, "events", datetime.now(UTC), 1, None)
+
+    def written(database: TestDatabase) -> list[int]:
+        with psycopg.connect(database.dsn(WORKER), autocommit=True) as worker:
+            return [worker.execute(REPORT, report).rowcount, worker.execute(CHECKED, checked).rowcount]
+
+    ledger.move()
+    forget(ledger.name, Server("a", ledger.servers.a.dsn()), lambda _: None)
+    assert [written(one) for _, one in ledger.databases] == [[0, 0], [1, 1]]
 
 
 def test_numbers_of_deliveries_go_on_after_those_that_moved(ledger: Ledger) -> None:
