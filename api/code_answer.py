@@ -185,12 +185,27 @@ def _rights(code: Code | CodeRow) -> dict[str, Any] | None:
     }
 
 
-def code_content(code: Code, caller: Caller, *, now: datetime, position: int) -> dict[str, Any]:
-    """Return a code as the caller may see it: a brand sees only its own shares, redemptions and campaigns."""
+def code_content(
+    code: Code, caller: Caller, *, now: datetime, position: int, entries: int | None = None
+) -> dict[str, Any]:
+    """Return a code as the caller may see it: a brand sees only its own shares, redemptions and campaigns.
+
+    Args:
+        code: the code.
+        caller: who sees it.
+        now: the moment of its state.
+        position: that of its last event.
+        entries: at most so many of the shares, redemptions and campaigns each, with `counts` of all; None is all of
+            them, without counts.
+
+    """
     ours = caller.is_party_to if caller.role == "brand" else _everyone
     whole = caller.role != "brand"
     running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once
-    return {
+    shares = [one for one in code.shares.items() if ours((one[0].brand_id,), (one[0].advertiser_id,))]
+    redemptions = [one for one in code.redemptions.items() if ours((), (one[0],))]
+    campaigns = [campaign for campaign in code.campaigns.values() if ours((), (campaign.advertiser_id,))]
+    content = {
         **code_summary(code, code.id, code.window, now, whole=whole),
         "caption_sha256": code.caption_sha256,
         "creative_sha256": code.creative_sha256,
@@ -201,23 +216,27 @@ def code_content(code: Code, caller: Caller, *, now: datetime, position: int) ->
                 "advertiser_id": share.advertiser_id,
                 "shared_at": shared_at,
             }
-            for share, shared_at in code.shares.items()
-            if ours((share.brand_id,), (share.advertiser_id,))
+            for share, shared_at in shares[:entries]
         ],
         "redemptions": [
             {"advertiser_id": advertiser_id, "redeemed_at": redeemed_at}
-            for advertiser_id, redeemed_at in code.redemptions.items()
-            if ours((), (advertiser_id,))
+            for advertiser_id, redeemed_at in redemptions[:entries]
         ],
         "campaigns": [
-            _campaign(campaign, code, running=campaign.campaign_id in running)
-            for campaign in code.campaigns.values()
-            if ours((), (campaign.advertiser_id,))
+            _campaign(campaign, code, running=campaign.campaign_id in running) for campaign in campaigns[:entries]
         ],
         "warnings": _warnings(code) if whole else [],
         "version": code.command_version,
         "position": position,
     }
+    if entries is not None:
+        content["counts"] = {
+            "shares": len(shares),
+            "redemptions": len(redemptions),
+            "campaigns": len(campaigns),
+            "running": sum(campaign.campaign_id in running for campaign in campaigns),
+        }
+    return content
 
 
 def _warnings(code: Code) -> list[str]:

@@ -17,7 +17,7 @@ from api.access_log import record_access
 from api.code_answer import CodeAnswer, code_answer, code_content
 from api.http import answer_fields as answered
 from api.http import headers
-from api.http.as_of import known_at, refuse_before_it_began, upto, wait_for_log
+from api.http.as_of import known_at, refuse_before_it_began, wait_for_log
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
 from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
 from api.http.denied_attempts import NOT_KNOWN_YET
@@ -40,9 +40,9 @@ from api.http.fields import (
     SingleLine,
 )
 from api.http.guessing import guessing
-from api.http.models import Body, Command, ImmediateCommand
+from api.http.models import Answer, Body, Command, ImmediateCommand, absent
 from api.http.problems import Problem, malformed_body
-from api.http.query_params import AsOf, At, AtLeast, Number, QueryModel
+from api.http.query_params import AsOf, At, AtLeast, Limit, Number, QueryModel
 from api.http.reads import note_read, reading
 from api.http.responses import NO_STORE, answer, created_or_repeated, version_headers
 from api.http.route import Operation, Route
@@ -263,14 +263,34 @@ class RevealAnswer(CodeAnswer):
     secret: answered.Secret
 
 
+class EntryCounts(Answer):
+    """How many entries a code has that the caller may read."""
+
+    shares: Annotated[int, Field(ge=0, description="How many shares.")]
+    redemptions: Annotated[int, Field(ge=0, description="How many redemptions.")]
+    campaigns: Annotated[int, Field(ge=0, description="How many campaigns.")]
+    running: Annotated[int, Field(ge=0, description="How many of these campaigns run.")]
+
+
 class CodeReadAnswer(CodeAnswer):
     as_of: Annotated[int, Field(ge=0, description="The position up to which the ledger was read.", examples=[42])]
+    counts: Annotated[
+        EntryCounts, Field(description="How many shares, redemptions and campaigns there are, if `entries` was given.")
+    ] = Field(default_factory=absent)
 
 
 class CodeQuery(QueryModel):
     as_of: AsOf = None
     at: At = None
     version: Annotated[Number | None, Field(description="As it was at this version.", examples=[2])] = None
+    entries: Annotated[
+        Limit | None,
+        Field(
+            description="At most so many shares, redemptions and campaigns each, the oldest. Adds `counts`: how many "
+            "there are.",
+            examples=[20],
+        ),
+    ] = None
     at_least: AtLeast = None
 
 
@@ -599,7 +619,7 @@ async def read_code(
     else:
         code, clock, position, as_of = await _as_it_was(caller, found, query)
     reading(caller, subject=subject_of_code(code))
-    content = code_content(code, caller, now=clock, position=position) | {"as_of": as_of}
+    content = code_content(code, caller, now=clock, position=position, entries=query.entries) | {"as_of": as_of}
     return answer(content, 200, version_headers(code.command_version, as_of))
 
 
@@ -616,26 +636,32 @@ async def current_code(caller: Caller, code_id: UUID) -> tuple[Code, int]:
 
 async def _as_it_was(caller: Caller, code_id: UUID, query: CodeQuery) -> tuple[Code, datetime, int, int]:
     """Return a code as a query asks, the clock of its state, its last position, and how far the ledger was read."""
-    stream = await stream_of(caller, code_id)
+    aggregates = caller.services.aggregates
+    if caller.role in LIMITED_TO_SUBJECTS:
+        await current_code(caller, code_id)
+    elif not await aggregates.code_part(caller.ledger_id, code_id, after=0, count=1):
+        raise Unknown("code")
     clock = now = caller.services.now()
-    as_of = max(stream[-1].position, query.at_least or 0)
+    upto = None
     if query.as_of is not None:
-        as_of, clock = await known_at(caller, query.as_of, now)
-        whole, stream = stream, upto(stream, as_of)
-        if not stream:
-            # It is said that the ledger did not know the code yet, which is a read of it.
-            reading(caller, subject=subject_of_code(replay_code(whole)))
-            note_read(caller, query)
-            raise not_known_yet(caller)
+        upto, clock = await known_at(caller, query.as_of, now)
+    stream = await aggregates.code_stream(caller.ledger_id, code_id, upto=upto)
+    if not stream:
+        code, _ = await current_code(caller, code_id)
+        # It is said that the ledger did not know the code yet, which is a read of it.
+        reading(caller, subject=subject_of_code(code))
+        note_read(caller, query)
+        raise not_known_yet(caller)
+    as_of = max(stream[-1].position, query.at_least or 0) if upto is None else upto
     if query.version is not None:
         if query.version > stream[-1].stream_version:
             raise Problem("version_unknown")
-        stream = [recorded for recorded in stream if recorded.stream_version <= query.version]
+        stream = stream[: query.version]
         clock = stream[-1].recorded_at
-    refuse_before_it_began(stream, query.at)
     if query.at is None:
         code = replay_code(stream)
     else:
+        refuse_before_it_began(stream, query.at)
         stream, clock = effective_as_of(stream, query.at), query.at
         code = fold_code(stream)
     return code, clock, stream[-1].position, as_of

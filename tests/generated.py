@@ -36,6 +36,7 @@ from api import (
     streams,
 )
 from api.calendars import READS_AT_ONCE
+from api.console import frame
 from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import (
@@ -528,6 +529,10 @@ def limits() -> str:
         (
             "the work of all batches, for each API process",
             f"{turns.TURN_S * 1000:.0f} ms at a time; then other requests have {turns.PAUSE_S * 1000:.0f} ms",
+        ),
+        (
+            "the pages of the console that are being made, for each API process",
+            f"{frame.TURN_S * 1000:.1f} ms at a time; then other requests have {turns.PAUSE_S * 1000:.0f} ms",
         ),
         (
             "histories and pages of the trail that are being read, for each API process",

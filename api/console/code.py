@@ -31,7 +31,7 @@ State = dict[str, Any]
 # Events of its history on one page.
 EVENTS: Final = 100
 # Spans of time in which all of its events are counted, for the drawing.
-SPANS: Final = 200
+SPANS: Final = 100
 # Shares, redemptions and campaigns that the state of a code shows of each.
 SHOWN: Final = 20
 MAX_POSITION_DIGITS: Final = 18
@@ -118,7 +118,7 @@ def _commands(visit: Visit, code: dict[str, Any]) -> list[Command]:
     if code["live"]:
         possible |= {"share"} | ({"launch"} if code["redemptions"] else set())
         possible |= {"redeem"} if code["masked"] is None else set()
-    if any(campaign["running"] for campaign in code["campaigns"]):
+    if code["counts"]["running"]:
         possible.add("end")
     if code["masked"] is None:
         possible.add("secret")
@@ -141,7 +141,6 @@ def _then(visit: Visit, states: Mapping[Times, State | None], at: str | None, as
         "state": asked,
         "known": known,
         "differences": _differences(asked, known) if as_of is not None else [],
-        "shown": SHOWN,
     }
 
 
@@ -153,8 +152,9 @@ async def _states(visit: Visit, path: str, wanted: Collection[Times]) -> dict[Ti
 
 async def _state(visit: Visit, path: str, at: str | None, as_of: str | None) -> State | None:
     """Return a state of the code; None where it had not begun, or was not known yet."""
+    query = {"at": at, "as_of": as_of, "entries": SHOWN}
     try:
-        found: State = (await visit.api.call("GET", path, {"at": at, "as_of": as_of}, together=_TIMES)).json
+        found: State = (await visit.api.call("GET", path, query, together=_TIMES)).json
     except Declined as declined:
         if declined.code in {"code_not_begun", "code_unknown"} and (at is not None or as_of is not None):
             return None
@@ -174,7 +174,9 @@ def _differences(asked: State | None, known: State | None) -> list[tuple[str, An
         return [] if asked is known else [("Known", asked is not None, known is not None)]
     found = [(name, asked[key], known[key]) for key, name in _COMPARED.items() if asked[key] != known[key]]
     found += [
-        (name, len(asked[key]), len(known[key])) for key, name in _COUNTED.items() if len(asked[key]) != len(known[key])
+        (name, asked["counts"][key], known["counts"][key])
+        for key, name in _COUNTED.items()
+        if asked["counts"][key] != known["counts"][key]
     ]
     return found
 

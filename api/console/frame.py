@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import DictLoader, Environment, StrictUndefined
-from jinja2_fragments import render_block
 from starlette.responses import HTMLResponse
 
 from api.console import wording
 from api.console.assets import address_of
+from api.http.dependencies import places_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from starlette.types import Receive, Scope, Send
+
+# A page is made for so long at a time. Between two of its turns, other requests have theirs.
+TURN_S: Final = 0.0005
 NONCE_BYTES: Final = 16
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -58,12 +62,28 @@ def render(
     """
     nonce = secrets.token_urlsafe(NONCE_BYTES)
     values = {**context, "nonce": nonce}
-    if block is None:
-        content = ENVIRONMENT.get_template(template).render(values)
-    else:
-        # A block that stands alone imports the macros it uses itself.
-        content = render_block(ENVIRONMENT, template, block, values)
-    return HTMLResponse(content, status, {**_headers(nonce), **(headers or {})})
+    found = ENVIRONMENT.get_template(template)
+    # A block that stands alone imports the macros it uses itself.
+    parts = found.generate(values) if block is None else found.blocks[block](found.new_context(values))
+    return _Rendered(parts, status, {**_headers(nonce), **(headers or {})})
+
+
+class _Rendered(HTMLResponse):
+    """A page that is made when it is sent, in turns with all else that this process does."""
+
+    def __init__(self, parts: Iterator[str], status: int, headers: Mapping[str, str]) -> None:
+        super().__init__("", status, headers)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        made = []
+        turn = places_of(scope).turns.begin(TURN_S)
+        for part in self._parts:
+            made.append(part)
+            await turn.give_way()
+        self.body = "".join(made).encode()
+        self.headers["Content-Length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def _headers(nonce: str) -> dict[str, str]:

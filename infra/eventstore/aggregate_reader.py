@@ -45,14 +45,16 @@ class AggregateReader:
         keys = await self.keyring.ledger(ledger_id)
         return Repository(ledger_id, self.events, keys, self.keyring, self.cache, allow_stale=allow_stale)
 
-    async def code_stream(self, ledger_id: int, code_id: UUID) -> list[RecordedEvent]:
-        """Read a code's events; none if there is no such code.
+    async def code_stream(self, ledger_id: int, code_id: UUID, *, upto: int | None = None) -> list[RecordedEvent]:
+        """Read a code's events, up to a position if one is given; none if there is no such code, or none yet.
 
         Raises:
             Unreadable: its first event cannot be read.
 
         """
-        return _of_a_code(await self.events.stream(ledger_id, code_id) or [])
+        if upto is None:
+            return _of_a_code(await self.events.stream(ledger_id, code_id) or [])
+        return _of_a_code(await self.events.stream_upto(ledger_id, code_id, upto))
 
     async def code_part(self, ledger_id: int, code_id: UUID, *, after: int, count: int) -> list[RecordedEvent]:
         """Read a code's events from the first on, up to `count` events after a position.

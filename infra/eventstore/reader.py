@@ -64,6 +64,16 @@ _STREAM_PART: Final = (
 """
 )
 
+_STREAM_UPTO: Final = (
+    "SELECT"
+    + COLUMNS
+    + """
+    FROM events e
+    WHERE e.ledger_id = %b AND e.stream_id = %b AND e.position <= %b
+    ORDER BY e.version
+"""
+)
+
 # How the events of a stream are spread over so many equal spans of the time from its first to its last.
 _SPREAD: Final = """
     SELECT e.type, count(*), min(e.effective_at), max(e.effective_at), min(e.position),
@@ -236,6 +246,10 @@ class EventReader:
         """Read a stream from its first event on, up to `count` events after a position."""
         parameters = (ledger_id, stream_id, count, ledger_id, stream_id, after)
         return [to_recorded(row) for row in await self._rows(ledger_id, _STREAM_PART, parameters)]
+
+    async def stream_upto(self, ledger_id: int, stream_id: UUID, position: int) -> list[RecordedEvent]:
+        """Read a stream as it was at a position."""
+        return [to_recorded(row) for row in await self._rows(ledger_id, _STREAM_UPTO, (ledger_id, stream_id, position))]
 
     async def spread(self, ledger_id: int, stream_id: UUID, spans: int, *, late_after: timedelta) -> list[Spread]:
         """Count the events of a stream by type, in so many equal spans of time, the earliest first."""

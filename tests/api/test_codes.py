@@ -263,3 +263,35 @@ def test_a_brand_reads_of_a_code_what_concerns_it_alone(world: World) -> None:
     assert told_types == ["CodeGenerated", "Shared", "Redeemed", "CampaignLaunched", "NoteAdded"]
     for hidden in (OTHER_BRAND, OTHER_ACCOUNT, "campaign-2", "for the other brand", "for ourselves", code["secret"]):
         assert hidden not in history.text
+
+
+def test_the_first_entries_of_a_code_are_told_with_how_many_there_are(world: World) -> None:
+    code = world.running()
+    for number in (2, 3):
+        world.share(code, f"brand-{number}", f"account-{number}")
+        world.redeem(code, f"account-{number}")
+    world.launch(code, "campaign-2", "account-2")
+    path = f"/v1/codes/{code['code_id']}"
+    whole = told(world.client.get(path), 200)
+
+    first = told(world.client.get(path, params={"entries": 1}), 200)
+    past = told(world.client.get(path, params={"entries": 2, "as_of": whole["position"] - 1}), 200)
+
+    assert [first[name] for name in ("shares", "redemptions", "campaigns")] == [
+        whole[name][:1] for name in ("shares", "redemptions", "campaigns")
+    ]
+    assert first["counts"] == {"shares": 3, "redemptions": 3, "campaigns": 2, "running": 2}
+    assert past["shares"] == whole["shares"][:2]
+    assert past["counts"] == {"shares": 3, "redemptions": 3, "campaigns": 1, "running": 1}
+    assert "counts" not in whole
+
+
+def test_a_brand_is_told_no_count_of_what_others_did(world: World) -> None:
+    code = world.running()
+    world.share(code, OTHER_BRAND, OTHER_ACCOUNT)
+    world.redeem(code, OTHER_ACCOUNT)
+    world.launch(code, "campaign-2", OTHER_ACCOUNT)
+
+    read = told(world.brand().get(f"/v1/codes/{code['code_id']}", params={"entries": 1}), 200)
+
+    assert read["counts"] == {"shares": 1, "redemptions": 1, "campaigns": 1, "running": 1}

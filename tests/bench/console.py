@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
-import itertools
 import json
+import os
 import secrets
 import shutil
 import statistics
+import subprocess
 import sys
-import threading
-import time
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,16 +33,12 @@ from playwright.sync_api import Page, sync_playwright
 from api.console.assets import ASSETS
 from infra.auth.key_commands import create_ledger
 from infra.crypto.envelope import fresh_key
-from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.embedded.server import EmbeddedPostgres
-from infra.postgres.pool import Database
 from infra.postgres.roles import API, WORKER
 from infra.processes.worker import create_views
-from infra.views.commands import connect
-from projections import VIEWS
-from projections.engine.rebuild import rebuild
+from infra.views.commands import rebuild
 from tests.bench.client import Figures, drive, http
-from tests.bench.http import _serve, process
+from tests.bench.http import ROOT, _serve, process
 from tests.bench.lives import fill
 from tests.bench.place import RUNS, SETTINGS, postgres
 from tests.keys import master_key_of
@@ -60,7 +56,6 @@ CLICK_EVERY_S: Final = 10.0
 LOAD_PER_SECOND: Final = 200
 RUN_S: Final = 15.0
 CREATOR: Final = "long-history"
-OURS: Final = {"Sec-Fetch-Site": "same-origin"}
 HISTORY_DAYS: Final = 20
 # Of ten events, seven shares, two redemptions and one that was refused.
 _HISTORY: Final = """
@@ -81,14 +76,6 @@ CROSS JOIN LATERAL (
 WHERE g.stream_id = %(code)s AND g.version = 1
 """
 PAINTED: Final = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-
-
-async def _fill_views(server: EmbeddedPostgres) -> None:
-    database = Database(server.dsn(WORKER), WORKER, size=2)
-    await database.open()
-    for view in (view for view in VIEWS if view.name in READ):
-        await rebuild(view, AllLedgersReader(database), lambda: connect(server.dsn(WORKER)))
-    await database.close()
 
 
 def _long_history(server: EmbeddedPostgres, port: int, key: str, events: int) -> str:
@@ -147,31 +134,20 @@ def _processor_s(process: psutil.Process) -> float:
 
 
 @contextmanager
-def _clicking(port: int, key: str, paths: list[str]) -> Iterator[list[int]]:
-    """Have people open pages, each one every few seconds; yield the statuses that they were answered."""
-    with ExitStack() as stack:
-        clients = [
-            stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60))
-            for _ in range(SESSIONS)
-        ]
-        for client in clients:
-            client.post("/sign-in", data={"key": key}, headers=OURS)
-        answered: list[int] = []
-        over = threading.Event()
-
-        def click() -> None:
-            for number in itertools.count():
-                due = began + number * CLICK_EVERY_S / SESSIONS
-                if over.wait(max(0.0, due - time.monotonic())):
-                    return
-                answered.append(clients[number % SESSIONS].get(paths[number % len(paths)]).status_code)
-
-        began = time.monotonic()
-        clicks = threading.Thread(target=click)
-        clicks.start()
-        yield answered
-        over.set()
-        clicks.join()
+def _clicking(port: int, key: str, paths: list[str]) -> Iterator[Counter[int]]:
+    """Have people open pages; yield how many answers had which status, which is known when it is over."""
+    statuses: Counter[int] = Counter()
+    command = [sys.executable, "-m", "tests.bench.clicks"]
+    asked = {"port": port, "key": key, "paths": paths, "sessions": SESSIONS, "every_s": CLICK_EVERY_S}
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as people:
+        assert people.stdin is not None
+        assert people.stdout is not None
+        people.stdin.write(json.dumps(asked) + "\n")
+        people.stdin.flush()
+        people.stdout.readline()  # everybody is signed in
+        yield statuses
+        people.stdin.close()
+        statuses.update({int(status): count for status, count in json.loads(people.stdout.readline()).items()})
 
 
 def _beside(port: int, key: str, paths: list[str], request: Callable[[], bytes]) -> dict[str, Any]:
@@ -187,8 +163,8 @@ def _beside(port: int, key: str, paths: list[str], request: Callable[[], bytes])
         alone.append(measured().p99_ms())
         with _clicking(port, key, paths) as answered:
             beside.append(measured().p99_ms())
-        clicks += len(answered)
-        refused += sum(status != HTTPStatus.OK for status in answered)
+        clicks += answered.total()
+        refused += answered.total() - answered[HTTPStatus.OK]
     return {
         "p99_ms_without": statistics.median(alone),
         "p99_ms_with": statistics.median(beside),
@@ -232,7 +208,8 @@ def run(*, full: bool = False, events: int | None = None) -> dict[str, Any]:
         long = _long_history(server, port, key, HISTORY)
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE events")
-        asyncio.run(_fill_views(server))
+        _say("filling the views")
+        asyncio.run(rebuild(server.dsn(WORKER), READ, lambda *_: None, jobs=os.cpu_count() or 1))
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             connection.execute("VACUUM ANALYZE")
             row = connection.execute("SELECT count(*) FROM views.codes").fetchone()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from api.console import frame
 from api.http import turns
 from api.http.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
 
 
 async def test_a_turn_that_is_not_over_goes_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +48,36 @@ async def test_others_come_between_two_turns_of_one_and_of_another(monkeypatch: 
     between = "".join(name if name in "ab" else " " for name in done).split()
     # Both begin in the same round; from then on each comes by itself.
     assert between == ["ab", *(name for _ in range(4) for name in "ab")]
+
+
+async def test_other_work_goes_on_while_a_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "TURN_S", 0.0)
+    app = SimpleNamespace(state=SimpleNamespace(places=SimpleNamespace(turns=Turns())))
+    scope: dict[str, Any] = {"type": "http", "app": app}
+    done: list[str] = []
+    sent: list[MutableMapping[str, Any]] = []
+
+    def parts() -> Iterator[str]:
+        for number in range(3):
+            done.append("page")
+            yield f"part {number};"
+
+    async def other() -> None:
+        while len(done) < 6:
+            if done[-1:] == ["page"]:
+                done.append("other")
+            await asyncio.sleep(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> MutableMapping[str, Any]:
+        raise AssertionError
+
+    page = frame._Rendered(parts(), 200, {})
+    async with asyncio.timeout(60):
+        await asyncio.gather(other(), page(scope, receive, send))
+
+    assert done == ["page", "other"] * 3
+    assert sent[1]["body"] == b"part 0;part 1;part 2;"
+    assert (b"content-length", b"21") in sent[0]["headers"]
