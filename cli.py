@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from infra.auth.key_commands import FirstKeys
     from infra.crypto.master_keys import KeyProvider
     from infra.jobs.anchor import AnchorFile
+    from infra.processes.import_leader import CarriesOut
     from infra.processes.supervisor import Child
+    from infra.runtime import Runtime
 
 T = TypeVar("T")
 
@@ -201,7 +203,7 @@ def _run_everything(settings: Settings, places: list[Place]) -> None:
             "  Lost it? Create another:    .venv/bin/sparkledger keys create --role admin",
             "",
         )
-    parts = frozenset({"views", "expiry", "kafka", "webhooks", "alerts", "anchor"})
+    parts = frozenset({"views", "expiry", "kafka", "webhooks", "alerts", "imports", "anchor"})
     children = [_child("api", "serve")]
     for place in places:
         children += [*_workers(settings, place, parts), _child("sealer", "work", "--only", SEAL, place=place)]
@@ -322,7 +324,7 @@ def serve() -> None:
 def work(
     only: Annotated[str, typer.Option(help="The parts of the worker to run, separated by commas.")] = "",
 ) -> None:
-    """Run only the worker: views, expiry, Kafka, and webhooks and alerts in a process of their own.
+    """Run only the worker: views, expiry, Kafka, and webhooks, alerts and large imports in a process of their own.
 
     The part `expiry` also carries out erasures and deletes what is past its time. `--only seal` runs the sealer of the
     signed logs instead.
@@ -376,10 +378,18 @@ def work(
                 webhook_ca_file=settings.webhook_ca_file,
                 public_url=settings.public_url,
                 mail=mail,
+                load_imports=_load_imports,
                 anchors=_anchors(settings, place),
                 started=announce_ready,
             )
         )
+
+
+def _load_imports(opened: Runtime) -> CarriesOut:
+    """Return what carries imports out; it loads what no other part of a worker needs."""
+    from api.import_worker import load
+
+    return load(opened)
 
 
 def _work_together(settings: Settings, places: list[Place], parts: frozenset[str]) -> None:

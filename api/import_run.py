@@ -16,12 +16,13 @@ sheet is imported again: what is recorded by then is known.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast, get_args
 from uuid import UUID
 
 from api.sheet_cells import Reading, Unclear, facts_of
@@ -149,14 +150,26 @@ class Import:
         file: ReadSheets,
         file_sha256: str,
         options: ImportOptions,
+        import_id: UUID | None = None,
     ) -> None:
         """Take a file that was read, and find its columns.
+
+        Args:
+            aggregates: what reads the ledger.
+            handler: what records.
+            ledger_id: the ledger.
+            actor: who imports.
+            policy: what is allowed here.
+            file: the file as it was read.
+            file_sha256: the SHA-256 of the file itself.
+            options: how it is imported.
+            import_id: the id of the import, where it was given one before.
 
         Raises:
             SheetError: no sheet of it has columns that are known, or one that the mapping names.
 
         """
-        self.import_id = uuid7()
+        self.import_id = uuid7() if import_id is None else import_id
         self.counts: Counter[Fate] = Counter()
         self.started: SheetImport | None = None
         self._aggregates = aggregates
@@ -171,6 +184,10 @@ class Import:
         self._pretended = Pretended()
         self._begins = asyncio.Lock()
         self._cause: UUID | None = None
+        # Whether most rows of late were new, and were recorded.
+        self._mostly_new = False
+        # Rows that were done before the import was resumed, and from which row on none was recorded then.
+        self._rows_before = self._sure_from = 0
         self.sheets = _sheets(file, options)
         if not any(sheet.columns for sheet in self.sheets):
             raise SheetError(
@@ -211,8 +228,34 @@ class Import:
         columns = self.sheets[row.sheet].columns
         return columns is not None and row.number > columns.header and not is_trailer(row.cells)
 
-    async def outcomes(self) -> AsyncGenerator[Sequence[RowOutcome]]:
+    async def resume(self, counts: Mapping[str, int], unsure: int) -> None:
+        """Go on where an import was when its process ended.
+
+        Args:
+            counts: how many rows had each fate.
+            unsure: how many rows after those may have been recorded as well. Their events name this import, so they
+                are told from rows that were known before.
+
+        """
+        self.counts.update({fate: counts.get(fate, 0) for fate in FATES})
+        self._rows_before = self.counts.total()
+        stream = await self._aggregates.events.stream(self._ledger_id, self.import_id)
+        if stream:
+            self._cause = stream[0].event_id
+            for recorded in stream:
+                self.started = cast("SheetImport", recorded.event.mutate(self.started))
+            self._sure_from = self._rows_before + unsure
+
+    async def end_early(self) -> None:
+        """Record that the import ended before all rows were judged."""
+        if self.started is not None:
+            await self._end(complete=False)
+
+    async def outcomes(self, *, goes_on: bool = False) -> AsyncGenerator[Sequence[RowOutcome]]:
         """Yield what becomes of the rows, in their order, and end the import.
+
+        Args:
+            goes_on: whether an import that is left before its end goes on later, so that its end is not recorded.
 
         Raises:
             Unavailable: the database is away; the import can be repeated.
@@ -221,14 +264,16 @@ class Import:
         """
         complete = False
         try:
-            data = (row for row in self._file if self._is_data(row))
+            data = itertools.islice((row for row in self._file if self._is_data(row)), self._rows_before, None)
             while chunk := [row for _, row in zip(range(AT_ONCE), data, strict=False)]:
                 outcomes = await self._chunk(chunk)
                 self.counts.update(outcome.fate for outcome in outcomes)
+                new = sum(outcome.fate == "new" for outcome in outcomes)
+                self._mostly_new = self.started is not None and 2 * new > len(outcomes)
                 yield outcomes
             complete = True
         finally:
-            if self.started is not None:
+            if self.started is not None and (complete or not goes_on):
                 await asyncio.shield(self._end(complete=complete))
 
     async def _chunk(self, rows: Sequence[SheetRow]) -> list[RowOutcome]:
@@ -302,6 +347,10 @@ class Import:
 
     async def _row(self, row: SheetRow, facts: SheetFacts) -> RowOutcome:
         code_id = uuid7()
+        if self._mostly_new and await self._permission_is_known(facts):
+            # One append says whether it is new. If it is not, that costs more than to judge it first.
+            outcome = await self._recorded(row, facts, code_id, None)
+            return outcome if outcome.position is not None else await self._unrecorded(row, outcome)
         # Judged first as if it were recorded, so that nothing of a row is recorded that is then refused.
         pretended = self._pretended if not self._options.record else Pretended()
         ledger = Rehearsal(await self._aggregates.repository(self._ledger_id), pretended)
@@ -319,13 +368,36 @@ class Import:
                 pretended.keep(ledger, before)
             return _outcome(row, found, pretended.keep(ledger, found.decision, facts.secret))
         events = len(found.decision.aggregate.pending_events)
-        outcome = _outcome(row, found, events)
-        if outcome.fate == "differs" and self._options.record_differences:
-            return await self._note(row, outcome)
         if not events:
-            return outcome
+            return await self._unrecorded(row, _outcome(row, found, events))
         await self._begin()
         return await self._recorded(row, facts, code_id, since)
+
+    async def _permission_is_known(self, facts: SheetFacts) -> bool:
+        """Tell whether no switch of the permission is to be recorded before a row, as far as this process knows."""
+        if not facts.permission:
+            return True
+        # A switch that was recorded stays, so what was cached is good enough.
+        repository = await self._aggregates.repository(self._ledger_id, allow_stale=True)
+        creator = await repository.creator(facts.creator_id)
+        at = facts.generated_by(self._handler.now())
+        return creator is not None and any(switch.at <= at for switch in creator.switches.values())
+
+    async def _unrecorded(self, row: SheetRow, outcome: RowOutcome) -> RowOutcome:
+        """Return what became of a row of which nothing is to be recorded, but perhaps in what it differs.
+
+        A row that this import recorded before it was resumed is not just known.
+        """
+        if outcome.fate == "differs" and self._options.record_differences:
+            return await self._note(row, outcome)
+        if self.counts.total() >= self._sure_from or outcome.fate != "known" or outcome.code_id is None:
+            return outcome
+        named = self._metadata(row).correlation_id
+        stream = await self._aggregates.code_stream(self._ledger_id, outcome.code_id)
+        own = [recorded for recorded in stream if recorded.correlation_id == named]
+        if not own:
+            return outcome
+        return outcome._replace(fate="new" if own[0] is stream[0] else "changed", position=own[-1].position)
 
     async def _recorded(self, row: SheetRow, facts: SheetFacts, code_id: UUID, since: datetime | None) -> RowOutcome:
         """Record a row; what was recorded since it was judged counts."""

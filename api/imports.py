@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
@@ -23,31 +24,34 @@ from api.http.fields import SingleLine
 from api.http.places import MIB
 from api.http.problems import Problem, malformed_body, malformed_query
 from api.http.query_params import Flag, Number, QueryModel
+from api.http.responses import answer
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
-from api.import_mappings import mapping_of, refusals_as_problems
+from api.import_mappings import MappingBody, mapping_of, refusals_as_problems
 from api.import_run import FATES, Import, ImportOptions
+from api.import_runs import NDJSON, ImportAccepted, run_content
 from api.sheet_cells import MAX_DAYS, MAX_TERMS_CHARACTERS, Reading, is_time_zone
 from api.sheet_columns import FIELDS, column_index, column_letters
 from api.sheet_files import SheetError, read_sheets
-from domain.values import ID_PATTERN
+from domain.values import ID_PATTERN, Policy
 from infra.errors import KeyNoLongerValid, Unavailable
+from infra.imports.runs import TooManyRuns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from uuid import UUID
 
-    from api.import_mappings import MappingBody
     from api.import_run import RowOutcome
     from api.sheet_columns import Field as SheetField
     from api.sheet_files import ReadSheets
     from domain.pasted import VideoIds
 
-NDJSON: Final = "application/x-ndjson"
 XLSX: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 MEDIA_TYPES: Final = (XLSX, "text/csv", "text/tab-separated-values")
 _COLUMN: Final = re.compile(r"(?P<field>[a-z_]+)=(?P<letters>[A-Za-z]{0,3})")
 _BLOCK: Final = MIB
+# Larger sheets are left to the worker. So many rows take a few seconds.
+MAX_ROWS_OF_A_REQUEST: Final = 2_000
 
 # No schema: what a file is follows from its content, and a row that says too little is answered with that.
 _BODY: Final = {
@@ -167,6 +171,54 @@ class ImportQuery(QueryModel):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an import asks for, as it is stored for the worker, which may have other settings.
+
+    Attributes:
+        query: the parameters of the request.
+        mapping: what its mapping said then.
+        policy: what the rules left to configuration.
+        video_ids: which ids videos can have.
+
+    """
+
+    query: ImportQuery
+    mapping: MappingBody | None
+    policy: Policy
+    video_ids: VideoIds
+
+    @property
+    def options(self) -> ImportOptions:
+        """How the sheet is imported."""
+        return self.query.options(self.video_ids, self.mapping)
+
+    def stored(self) -> dict[str, Any]:
+        """Return it as it is stored."""
+        sent = self.query.model_dump(mode="json", exclude_unset=True)
+        return {
+            "query": {
+                name: "true" if value is True else str(value)
+                for name, value in sent.items()
+                if value is not None and value is not False
+            },
+            "mapping": None if self.mapping is None else self.mapping.model_dump(mode="json", exclude_unset=True),
+            "policy": asdict(self.policy),
+            "video_ids": self.video_ids,
+        }
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Self:
+        """Return what was stored."""
+        mapping, policy = stored["mapping"], stored["policy"]
+        return cls(
+            ImportQuery.model_validate(stored["query"]),
+            None if mapping is None else MappingBody.model_validate(mapping),
+            Policy(**policy | {"allowed_days": tuple(policy["allowed_days"])}),
+            stored["video_ids"],
+        )
+
+
 def given_columns(text: str | None) -> dict[SheetField, int | None]:
     """Read which columns the caller names.
 
@@ -187,8 +239,14 @@ def given_columns(text: str | None) -> dict[SheetField, int | None]:
     return given
 
 
-@router.post("/v1/imports", response_class=Response, openapi_extra=_BODY, operation_id="importSheet")
-@Operation(trace="recorded", refusals=(404,), other_formats=(NDJSON,))
+@router.post(
+    "/v1/imports",
+    response_class=Response,
+    responses={202: {"model": ImportAccepted}},
+    openapi_extra=_BODY,
+    operation_id="importSheet",
+)
+@Operation(trace="recorded", refusals=(404, 409), answer_headers=("Location",), other_formats=(NDJSON,))
 async def import_sheet(
     query: Annotated[ImportQuery, Query()],
     request: Request,
@@ -201,6 +259,9 @@ async def import_sheet(
     is `new`, `changed` (known, and more is recorded of it), `known`, `differs` (it contradicts what is recorded),
     `refused` or `unclear`. With `record=true`, rows that are new or changed are recorded, each whole or not at all.
     Importing the same sheet again records nothing.
+
+    With `record=true`, a sheet of more than 2,000 rows is left to the worker. The response is 202 then, as JSON, and
+    `GET /v1/imports/{import_id}` says how far the import is.
     """
     headers.idempotency_key(request)  # a repeat changes nothing, but a malformed one is a mistake
     mapping = None
@@ -215,6 +276,9 @@ async def import_sheet(
         sha256 = digest_of(upload.file)
         file = await read_sheets(upload.file)
         run = await _prepared(caller, query, mapping, file, sha256)
+        if run.recording and run.rows > MAX_ROWS_OF_A_REQUEST:
+            with file:
+                return await _later(caller, query, mapping, run, upload.file, import_content(run, file, sha256))
     except SheetError as error:
         raise malformed_body("", str(error)) from None
     finally:
@@ -246,6 +310,32 @@ async def _prepared(
     except BaseException:
         file.__exit__()
         raise
+
+
+async def _later(
+    caller: Caller, query: ImportQuery, mapping: MappingBody | None, run: Import, sheet: IO[bytes], read: dict[str, Any]
+) -> Response:
+    """Leave an import to the worker, and answer how its sheet is read."""
+    sha256 = read["import"]["sha256"]
+    asked = Asked(query, mapping, policy_of(caller), caller.services.settings.video_ids)
+    try:
+        await caller.services.import_runs.add(
+            run.import_id,
+            caller.ledger_id,
+            key_id=caller.key.key_id,
+            role=caller.role,
+            asked=asked.stored(),
+            file=sheet,
+            file_sha256=sha256,
+            rows=run.rows,
+            first_line=line(read),
+        )
+    except TooManyRuns:
+        raise Problem("too_many_imports") from None
+    parameters = query.model_dump(mode="json", exclude_unset=True) | {"sha256": sha256}
+    await record_access(caller, parameters, rows=run.rows, format=NDJSON)
+    stored = await caller.services.import_runs.find(caller.ledger_id, run.import_id)
+    return answer(run_content(stored) | read, 202, {"Location": f"/v1/imports/{run.import_id}"})
 
 
 def _answer(caller: Caller, query: ImportQuery, run: Import, file: ReadSheets, sha256: str) -> Response:

@@ -371,10 +371,10 @@ def said(problem: Problem, text: str = "") -> str:
 class Progress:
     """Says how far something is, now and then."""
 
-    def __init__(self, say: Callable[[str], None], what: str) -> None:
+    def __init__(self, say: Callable[[str], None], what: str, total: int | None = None) -> None:
         self.count = 0
         self._say = say
-        self._what = what
+        self._what = what if total is None else f"of {total:,} {what}"
         self._began = self._said = time.monotonic()
 
     def reached(self, count: int) -> None:

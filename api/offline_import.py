@@ -110,7 +110,7 @@ async def import_sheet(
             described = list(_described(import_content(run, file, sha256)["import"]))
             parameters = query.model_dump(mode="json", exclude_unset=True) | {"sha256": sha256}
             access_id = await opened.record_access(COMMAND, parameters, "application/x-ndjson")
-            progress, complete = Progress(say, "rows"), False
+            progress, complete = Progress(say, "rows", run.rows), False
             try:
                 with nullcontext(None) if report is None else _report(report, run, file) as write:
                     async for outcomes in run.outcomes():

@@ -30,6 +30,7 @@ from api import (
     event_search,
     figures,
     import_run,
+    imports,
     query_language,
     sheet_files,
     stats,
@@ -74,7 +75,7 @@ from infra.delivery.webhooks import subscriptions as webhooks
 from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.eventstore import group_commit, live_subscription
 from infra.eventstore.serialization import clear_body, event_type, split_sealed
-from infra.imports import mappings
+from infra.imports import mappings, runs
 from infra.jobs import retention
 from infra.settings import settings_table
 from infra.views import reader
@@ -507,6 +508,17 @@ def limits() -> str:
         (
             "the process that reads a sheet",
             f"{sheet_files.MAX_READER_MEMORY_BYTES // kib**2:,} MiB of memory, {sheet_files.MAX_READER_S} s",
+        ),
+        (
+            "rows of an import that is answered while it runs",
+            f"{imports.MAX_ROWS_OF_A_REQUEST:,}; larger ones are left to the worker",
+        ),
+        (
+            "imports that are left to the worker",
+            (
+                f"{runs.MAX_OPEN_RUNS} of a ledger at a time, one of a server at work; open for at most "
+                f"{runs.OPEN_DAYS} days, and kept for {runs.KEEP_DAYS} days with their reports"
+            ),
         ),
         ("saved mappings of imports", f"{mappings.MAX_MAPPINGS} of a ledger, of 16 KiB each"),
         ("rows of an import that are recorded at the same time", f"{import_run.AT_ONCE}"),

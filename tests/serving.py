@@ -47,6 +47,7 @@ from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.imports.mappings import SheetMappings
+from infra.imports.runs import ImportRuns
 from infra.jobs.erasure import Erasures
 from infra.jobs.expiry_clock import ExpiryClock
 from infra.jobs.heads import HeadsJob
@@ -300,6 +301,7 @@ class Serving:
                 alerts=AlertRules(api.database, api.keyring),
                 calendars=Calendars(api.database, api.keyring, api.aggregates),
                 mappings=SheetMappings(api.database),
+                import_runs=ImportRuns(api.database, api.keyring),
                 histories=api.histories,
                 stream_tokens=StreamTokens(api.database, api.keyring),
                 on_keys_changed=api.on_keys_changed,

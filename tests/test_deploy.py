@@ -20,6 +20,7 @@ import api.http.middleware
 import api.streams
 from api.http import metrics
 from infra.delivery.alerts.alert_store import AlertFigures
+from infra.imports.runs import ImportFigures
 from infra.jobs.expiry_figures import Figures
 from infra.proof.sealing_status import SealingFigures
 from tests.absent import absent
@@ -49,6 +50,7 @@ def metric_names() -> set[str]:
         metrics._OfLogs(SealingFigures(0, 0, None, 0, 0, NOW, NOW), NOW),
         metrics._OfWebhooks([], NOW),
         metrics._OfAlerts(AlertFigures(0, 0, 0, 0, 0, 0, NOW), NOW),
+        metrics._OfImports(ImportFigures(0, NOW), NOW),
         metrics._OfPlaces({}),
     ]
     families = [family for collector in (REGISTRY, *collectors) for family in collector.collect()]

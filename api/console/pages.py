@@ -15,6 +15,7 @@ from api.console import (
     figures,
     find,
     give,
+    imports,
     keys,
     lists,
     live,
@@ -61,6 +62,7 @@ MODULES: Final = (
     figures,
     accesses,
     alerts,
+    imports,
     keys,
     system,
 )

@@ -33,7 +33,7 @@ _NO_FILE: Final = "Choose a CSV file first."
 
 
 async def _ask(visit: Visit) -> Response:
-    form = await _read_file_form(visit.request)
+    form = await read_file_form(visit.request)
     content = form.get("file", b"")
     if not content.strip():
         raise Problem("malformed_request", _NO_FILE)
@@ -58,8 +58,8 @@ async def _ask(visit: Visit) -> Response:
     )
 
 
-async def _read_file_form(request: Request) -> dict[str, bytes]:
-    """Return the fields of a form with a file (RFC 7578), as browsers send it.
+async def read_file_form(request: Request) -> dict[str, bytes]:
+    """Return the fields of a form with a file (RFC 7578), as browsers send it: at most 1 MiB.
 
     Raises:
         Problem: it is too large, or no such form.

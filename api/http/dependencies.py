@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from infra.eventstore.histories import Histories
     from infra.eventstore.reader import EventReader
     from infra.imports.mappings import SheetMappings
+    from infra.imports.runs import ImportRuns
     from infra.postgres.pool import Database
     from infra.settings import Settings
     from infra.views.reader import ViewReader
@@ -68,6 +69,7 @@ class Services:
     alerts: AlertRules
     calendars: Calendars
     mappings: SheetMappings
+    import_runs: ImportRuns
     histories: Histories
     stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)

@@ -18,6 +18,7 @@ from infra.delivery.kafka.publication_status import DestinationLag, destination_
 from infra.delivery.lag import lag_seconds
 from infra.delivery.webhooks.delivery_store import WebhookLag, webhook_lags
 from infra.eventstore.histories import stopped_ledgers
+from infra.imports.runs import ImportFigures, import_figures
 from infra.jobs.expiry_figures import Figures, read_figures
 from infra.proof.sealing_status import SealingFigures, sealing_figures
 from infra.views.status import ViewStatus, status_in_all_ledgers
@@ -246,6 +247,24 @@ class _OfAlerts(Collector):
         yield attempts
 
 
+class _OfImports(Collector):
+    """How imports are that were left to the worker, in all ledgers."""
+
+    def __init__(self, figures: ImportFigures, now: datetime) -> None:
+        self._figures = figures
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure."""
+        known = self._figures
+        yield GaugeMetricFamily("sparkledger_imports_open", "Imports that wait for the worker, or run.", known.open)
+        yield GaugeMetricFamily(
+            "sparkledger_imports_oldest_seconds",
+            "How long ago the oldest of them was sent. 0 if there is none.",
+            lag_seconds(known.oldest, self._now),
+        )
+
+
 class _OfPlaces(Collector):
     """Who holds what all ledgers share of this process: the ledgers that hold most, by their numbers."""
 
@@ -321,6 +340,7 @@ async def _worker_metrics(services: Services) -> CollectorRegistry:
             published = await destination_lags(services.database)
             webhooks = await webhook_lags(services.database)
             alerts = await alert_figures(services.database)
+            imports = await import_figures(services.database)
             sealing = await sealing_figures(services.database)
             stopped, _ = await stopped_ledgers(services.database)
     except Exception as error:  # noqa: BLE001 - the process's own figures are wanted most when something is wrong
@@ -331,6 +351,7 @@ async def _worker_metrics(services: Services) -> CollectorRegistry:
     registry.register(_OfViews(statuses))
     registry.register(_OfLogs(sealing, services.now()))
     registry.register(_OfAlerts(alerts, services.now()))
+    registry.register(_OfImports(imports, services.now()))
     if published:
         registry.register(_OfPublishing(published, services.now()))
     if webhooks:

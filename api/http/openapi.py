@@ -196,11 +196,7 @@ def _complete(document: dict[str, Any], route: Route, method: str) -> None:
         operation["requestBody"]["content"]["application/json"]["example"] = route.operation.example
     responses = operation["responses"]
     responses.pop("422", None)
-    for status, response in responses.items():
-        response["description"] = "Done." if status != "204" else "Done. The response has no body."
-        response["headers"] = {header: _RESPONSE_HEADERS[header] for header in _answer_headers(route)}
-        if route.operation.links:
-            response["links"] = route.operation.links
+    _describe_answers(route, responses)
     if route.operation.repeats:
         responses["201"]["description"] = "Recorded."
         responses["200"] = responses["201"] | {"description": "Already recorded. Nothing new was recorded."}
@@ -214,6 +210,17 @@ def _complete(document: dict[str, Any], route: Route, method: str) -> None:
             "headers": {header: _RESPONSE_HEADERS[header] for header in _problem_headers(status)},
             "content": {MEDIA_TYPE: {"schema": {"$ref": f"{_REF}Problem"}}},
         }
+
+
+def _describe_answers(route: Route, responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        response["description"] = "Done." if status != "204" else "Done. The response has no body."
+        response["headers"] = {header: _RESPONSE_HEADERS[header] for header in _answer_headers(route)}
+        if route.operation.links:
+            response["links"] = route.operation.links
+    if {"200", "202"} <= responses.keys():
+        responses["202"]["description"] = "Accepted. `Location` says where to follow it."
+        responses["200"]["headers"].pop("Location", None)
 
 
 def _add_receipt(document: dict[str, Any], route: Route, operation: dict[str, Any]) -> None:
@@ -269,6 +276,7 @@ def _describe_in_path(parameter: dict[str, Any]) -> None:
         "position": ("The event's position in the ledger.", {}, "1"),
         "rule_id": ("The alert rule.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b24"),
         "calendar_id": ("The calendar.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b25"),
+        "import_id": ("The import.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b40"),
         "name": ("The name of the mapping.", {"pattern": _PATH_ID}, "agency-sheet"),
         "webhook_id": ("The webhook.", {}, "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b23"),
     }

@@ -55,6 +55,7 @@ STATUSES: Final[dict[str, int]] = {
     "erasure_unknown": 404,
     "event_unknown": 404,
     "key_unknown": 404,
+    "import_unknown": 404,
     "log_unknown": 404,
     "mapping_unknown": 404,
     "route_unknown": 404,
@@ -67,6 +68,7 @@ STATUSES: Final[dict[str, int]] = {
     "alert_key_invalid": 409,
     "too_many_alerts": 409,
     "too_many_calendars": 409,
+    "too_many_imports": 409,
     "too_many_mappings": 409,
     "history_changed": 409,
     "key_not_rotatable": 409,
@@ -155,6 +157,11 @@ DETAILS: Final[dict[str, str]] = {
         "you no longer need."
     ),
     "calendar_unknown": "There is no such calendar, or it is no longer valid.",
+    "import_unknown": (
+        "The worker carries out no such import. Imports are kept for 30 days after their end, and those of up to 2,000 "
+        "rows are answered at once."
+    ),
+    "too_many_imports": "This ledger already has 4 imports under way. Wait until one of them has ended.",
     "mapping_unknown": "No mapping is saved under this name in this ledger.",
     "too_many_mappings": "This ledger already has 200 mappings, and that is the maximum. Delete a mapping first.",
     "too_many_calendars": (

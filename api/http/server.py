@@ -21,6 +21,7 @@ from infra.delivery.alerts.calendars import Calendars
 from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
 from infra.imports.mappings import SheetMappings
+from infra.imports.runs import ImportRuns
 from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import API
 from infra.postgres.server_check import require_suitable_server
@@ -141,6 +142,7 @@ def services_from(opened: Runtime, settings: Settings, server: str) -> Services:
         alerts=AlertRules(opened.database, opened.keyring),
         calendars=Calendars(opened.database, opened.keyring, opened.aggregates),
         mappings=SheetMappings(opened.database),
+        import_runs=ImportRuns(opened.database, opened.keyring),
         histories=opened.histories,
         stream_tokens=StreamTokens(opened.database, opened.keyring),
         on_keys_changed=opened.on_keys_changed,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from domain.errors import Refused
-from infra.crypto.envelope import MASTER_KEY_ID_BYTES, ApiKeyHashing, CreatorKey, LedgerKeys, fresh_key
-from infra.crypto.epochs import EpochKeyMissing
+from infra.crypto.envelope import MASTER_KEY_ID_BYTES, ApiKeyHashing, CreatorKey, LedgerKeys, SealingKey, fresh_key
+from infra.crypto.epochs import EpochKeyMissing, epoch_id_of
 from infra.ids import uuid7
 from infra.recent_cache import RecentCache
 
@@ -75,6 +75,10 @@ async def creator_key_unwrapped_with(key_provider: KeyProvider, stored: bytes, p
 def master_key_id_of(wrapped: bytes) -> str:
     """Return the short id of the master key that a stored key is wrapped with."""
     return wrapped[:MASTER_KEY_ID_BYTES].hex()
+
+
+class KeyErased(Exception):
+    """The epoch in which a key was sealed is over, so it opens no more."""
 
 
 class PresentKeys(NamedTuple):
@@ -230,6 +234,37 @@ class Keyring:
         purpose = creator_purpose(ledger_id, key_id)
         key = CreatorKey(key_id, await creator_key_unwrapped_with(self.key_provider, wrapped, purpose))
         return self._by_id.put((ledger_id, key_id), key)
+
+    async def seal_until_erasure(self, ledger_id: int, key: bytes, purpose: str) -> bytes:
+        """Seal a key that is needed for minutes: with one of the ledger's, and with that of the present epoch.
+
+        Nobody seals it again in the next epoch. So after the next erasure it opens no more, in whatever copy.
+
+        Raises:
+            MasterKeyError: a key is missing.
+
+        """
+        sealed = SealingKey((await self.ledger(ledger_id)).derived(purpose)).seal(key, purpose.encode())
+        try:
+            return self.key_provider.epochs.seal((await self._present()).epoch_id, sealed, purpose)
+        except EpochKeyMissing:  # the epoch ended in between
+            return self.key_provider.epochs.seal((await self._present()).epoch_id, sealed, purpose)
+
+    async def open_until_erasure(self, ledger_id: int, stored: bytes, purpose: str) -> bytes:
+        """Return a key that was sealed by `seal_until_erasure`.
+
+        Raises:
+            KeyErased: an erasure has ended its epoch.
+            MasterKeyError: it was altered, or a key is missing.
+
+        """
+        try:
+            sealed = self.key_provider.epochs.unseal(stored, purpose)
+        except EpochKeyMissing:
+            if epoch_id_of(stored) == (await self._present()).epoch_id:
+                raise
+            raise KeyErased from None
+        return SealingKey((await self.ledger(ledger_id)).derived(purpose)).unseal(sealed, purpose.encode())
 
     def forget(self, ledger_id: int, key_id: UUID, creator: bytes | None = None) -> None:
         """Remove a destroyed key from the cache."""

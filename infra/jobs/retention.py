@@ -1,4 +1,4 @@
-"""Retention: the worker deletes idempotency keys, counts of refusals and accesses after their time."""
+"""Retention: the worker deletes idempotency keys, counts of refusals, accesses and imports after their time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from infra.auth import access_log, console_sessions, stream_tokens
 from infra.errors import Unavailable
+from infra.imports import runs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ KEEP_REFUSAL_COUNTS_DAYS: Final = 400
 PURGE_EVERY_S: Final = 600.0
 PURGE_ROWS: Final = 10_000
 PURGE_PAUSE_S: Final = 0.5
+# Each with its report, which may have hundreds of pieces.
+PURGE_IMPORTS: Final = 100
 
 _IDEMPOTENCY_KEYS: Final = """
     DELETE FROM commands WHERE (ledger_id, key) IN (
@@ -82,10 +85,15 @@ async def _console_sessions(connection: LedgerConnection, rows: int) -> int:
     return (await connection.execute(console_sessions.PURGE, (console_sessions.KEEP_ENDED_DAYS, rows))).rowcount
 
 
+async def _imports(connection: LedgerConnection, rows: int) -> int:
+    return await runs.purge(connection, min(rows, PURGE_IMPORTS))
+
+
 _KINDS: Final[dict[str, Callable[[LedgerConnection, int], Awaitable[int]]]] = {
     "idempotency keys": _idempotency_keys,
     "counts of refusals": _refusal_counts,
     "accesses": access_log.purge,
     "stream tokens": _stream_tokens,
     "sessions of the console": _console_sessions,
+    "imports": _imports,
 }

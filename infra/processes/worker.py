@@ -1,4 +1,4 @@
-"""The worker process: views, the expiry clock, Kafka, webhooks, alerts, erasures and retention."""
+"""The worker process: views, the expiry clock, Kafka, webhooks, alerts, imports, erasures and retention."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import WORKER
 from infra.postgres.server_check import require_suitable_server
 from infra.process_limits import GC_YOUNG_OBJECTS, raise_file_limit, tune_garbage_collector
+from infra.processes.import_leader import carry_out
 from infra.runtime import runtime
 from infra.views.commands import connect
 from projections import VIEWS
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
     from infra.delivery.kafka.publisher import Publisher
     from infra.jobs.anchor import AnchorFile
     from infra.postgres.pool import Database
+    from infra.processes.import_leader import CarriesOut
     from infra.runtime import Runtime
 
-PARTS: Final = ("views", "expiry", "kafka", "webhooks", "alerts", "anchor")
-# What waits for receivers, in a process of its own: no receiver can cost the rest anything.
-DELIVERIES: Final = frozenset({"webhooks", "alerts"})
+PARTS: Final = ("views", "expiry", "kafka", "webhooks", "alerts", "imports", "anchor")
+# What waits for receivers, and what takes minutes, in a process of its own: neither can hold views or expiries up.
+DELIVERIES: Final = frozenset({"webhooks", "alerts", "imports"})
 # How long the start waits for the first comparison of the logs with their anchors.
 CHECK_WITHIN_S: Final = 5.0
 # A publisher that has not ended its transaction after this time leaves it to be aborted by the next publisher.
@@ -62,6 +64,7 @@ async def run(
     webhook_ca_file: Path | None = None,
     public_url: str | None = None,
     mail: MailServer | None = None,
+    load_imports: Callable[[Runtime], CarriesOut] | None = None,
     anchors: AnchorFile | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> None:
@@ -76,6 +79,7 @@ async def run(
         webhook_ca_file: certificates of authorities that webhooks trust besides the well-known ones.
         public_url: where the API is reached, if known; messages name the schemas and pages there.
         mail: the server for alerts by e-mail; None to send none.
+        load_imports: returns what carries imports out; None to carry none out.
         anchors: the file of the anchors; None to write none.
         started: called once everything runs.
 
@@ -105,7 +109,7 @@ async def run(
         listener = Listener(conninfo, WORKER, _waking(wakes, webhooks, publishers))
         listener.start()
         tasks = [loop.create_task(runner.run()) for runner in runners]
-        tasks += [loop.create_task(job) for job in jobs(opened, parts)]
+        tasks += [loop.create_task(job) for job in jobs(opened, parts, load_imports)]
         if webhooks is not None:
             tasks.append(loop.create_task(webhooks.run()))
         if "alerts" in parts:
@@ -132,16 +136,20 @@ async def run(
         await listener.stop()
 
 
-def jobs(opened: Runtime, parts: frozenset[str]) -> list[Coroutine[Any, Any, None]]:
+def jobs(
+    opened: Runtime, parts: frozenset[str], load_imports: Callable[[Runtime], CarriesOut] | None = None
+) -> list[Coroutine[Any, Any, None]]:
     """Return the jobs of a process with these parts.
 
     Erasures, retention and checks go with the expiry clock, so that a worker of several processes does them once.
     """
+    imports = [carry_out(opened, load_imports)] if load_imports is not None and "imports" in parts else []
     if "expiry" not in parts:
-        return []
+        return imports
     erasures = Erasures(opened.database, opened.aggregates, opened.key_admin)
     check = DerivedCheck(opened.database.conninfo, opened.keyring)
-    return [ExpiryClock(opened).run(), erasures.run(), purging(opened.database), check.run(), HeadsJob(opened).run()]
+    own = (ExpiryClock(opened).run(), erasures.run(), purging(opened.database), check.run(), HeadsJob(opened).run())
+    return [*own, *imports]
 
 
 def _waking(

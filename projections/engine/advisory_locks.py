@@ -32,3 +32,5 @@ class AdvisoryLock(IntEnum):
     MAPPING_COUNT = 7_290_131  # a ledger's id
     LEDGER_MOVE = 7_290_132  # a ledger's id
     LEDGER_NAME = 7_290_133  # the name of a ledger that is created, hashed
+    IMPORT_COUNT = 7_290_134  # a ledger's id
+    IMPORTS = 7_290_135  # no second key

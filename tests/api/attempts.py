@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import httpx
 
+from api.imports import MAX_ROWS_OF_A_REQUEST
 from domain.values import Role
 from tests.api.world import OTHER_BRAND, OWN_ACCOUNT, OWN_BRAND, OWN_CREATOR, World, campaign, told
 
@@ -62,6 +63,10 @@ ROLES: dict[str, set[str]] = {
     "GET /v1/dossiers/keys/{key_id}": {"auditor", "admin"},
     "POST /v1/evidence": READERS,
     "POST /v1/imports": {"operator", "admin"},
+    "GET /v1/imports": {"operator", "auditor", "admin"},
+    "GET /v1/imports/{import_id}": {"operator", "auditor", "admin"},
+    "DELETE /v1/imports/{import_id}": {"operator", "admin"},
+    "GET /v1/imports/{import_id}/report": {"operator", "auditor", "admin"},
     "GET /v1/imports/mappings": {"operator", "auditor", "admin"},
     "GET /v1/imports/mappings/{name}": {"operator", "auditor", "admin"},
     "PUT /v1/imports/mappings/{name}": {"operator", "admin"},
@@ -222,6 +227,16 @@ def on_log(path: str) -> Try:
         return client.get(f"/log/{world.server.ledger}/1/{path}")
 
     return attempt
+
+
+def left_to_the_worker(world: World) -> str:
+    """Return the id of an import that waits for the worker; nothing of its sheet can be recorded."""
+    if not world.imports:
+        rows = "".join(f"v-{number},c\n" for number in range(MAX_ROWS_OF_A_REQUEST + 1))
+        headers = {"Content-Type": "text/csv"}
+        sent = world.client.post("/v1/imports?record=true", content=f"video,code\n{rows}", headers=headers)
+        world.imports.append(told(sent, 202)["import_id"])
+    return world.imports[0]
 
 
 def saving(client: httpx.Client) -> httpx.Response:
@@ -393,6 +408,19 @@ REQUESTS: dict[str, tuple[Try, int]] = {
         lambda _w, client, *_: client.post(
             "/v1/imports", content="video,code\nv,c\n", headers={"Content-Type": "text/csv"}
         ),
+        200,
+    ),
+    "GET /v1/imports": (lambda _w, client, *_: client.get("/v1/imports"), 200),
+    "DELETE /v1/imports/{import_id}": (
+        lambda world, client, *_: client.delete(f"/v1/imports/{left_to_the_worker(world)}"),
+        204,
+    ),
+    "GET /v1/imports/{import_id}": (
+        lambda world, client, *_: client.get(f"/v1/imports/{left_to_the_worker(world)}"),
+        200,
+    ),
+    "GET /v1/imports/{import_id}/report": (
+        lambda world, client, *_: client.get(f"/v1/imports/{left_to_the_worker(world)}/report"),
         200,
     ),
     "GET /v1/imports/mappings": (lambda _w, client, *_: client.get("/v1/imports/mappings"), 200),

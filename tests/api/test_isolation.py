@@ -20,7 +20,7 @@ from api.http.dependencies import Services
 from api.http.route import roles_by_route
 from infra.ids import uuid7
 from infra.settings import load_settings
-from tests.api.attempts import ALERT
+from tests.api.attempts import ALERT, left_to_the_worker
 from tests.api.streaming import following
 from tests.api.world import (
     OTHER_ACCOUNT,
@@ -56,6 +56,7 @@ class Things:
     webhook_id: str
     rule_id: str
     calendar_id: str
+    import_id: str
     mapping: str
     ledger: str
 
@@ -89,7 +90,7 @@ def theirs(world: World) -> Things:
     calendar_id = told(world.client.post("/v1/calendars", json={}), 201)["calendar_id"]
     mapping = f"mapping-{uuid4()}"
     told(world.client.put(f"/v1/imports/mappings/{mapping}", json={"columns": {"video_id": "Clip"}}), 200)
-    ids = (code["code_id"], key_id, webhook["webhook_id"], rule_id, calendar_id)
+    ids = (code["code_id"], key_id, webhook["webhook_id"], rule_id, calendar_id, left_to_the_worker(world))
     return Things(*names, secret, *ids, mapping, world.server.ledger)
 
 
@@ -98,7 +99,7 @@ def nobodys() -> Things:
     names = drawn_names()
     secret = f"#{uuid4()}{uuid4()}"
     ledger = f"ledger-{uuid4().hex[:12]}"
-    ids = (str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()))
+    ids = (str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()), str(uuid7()))
     return Things(*names, secret, *ids, f"mapping-{uuid4()}", ledger)
 
 
@@ -134,6 +135,10 @@ def on_webhook(method: str, path: str = "", body: dict[str, Any] | None = None) 
 
 def on_alert(method: str, path: str = "", body: dict[str, Any] | None = None) -> Ask:
     return lambda client, of: client.request(method, f"/v1/alerts/{of.rule_id}{path}", json=body)
+
+
+def on_import(method: str, path: str = "") -> Ask:
+    return lambda client, of: client.request(method, f"/v1/imports/{of.import_id}{path}")
 
 
 def on_log(path: str) -> Ask:
@@ -267,6 +272,10 @@ ASKED: dict[str, list[Ask]] = {
         lambda client, of: client.post("/v1/alerts", json=ALERT | {"creator_id": of.creator_id, "enabled": False}),
         lambda client, of: client.post("/v1/alerts", json=ALERT | {"brand_id": of.brand_id, "enabled": False}),
     ],
+    "GET /v1/imports": [getting("/v1/imports")],
+    "GET /v1/imports/{import_id}": [on_import("GET")],
+    "GET /v1/imports/{import_id}/report": [on_import("GET", "/report")],
+    "DELETE /v1/imports/{import_id}": [on_import("DELETE")],
     "GET /v1/imports/mappings": [getting("/v1/imports/mappings")],
     "GET /v1/imports/mappings/{name}": [lambda client, of: client.get(f"/v1/imports/mappings/{of.mapping}")],
     "DELETE /v1/imports/mappings/{name}": [lambda client, of: client.delete(f"/v1/imports/mappings/{of.mapping}")],

@@ -51,6 +51,7 @@ class World:
     server: Server
     client: httpx.Client
     clients: list[httpx.Client] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def as_role(self, role: str, **subjects: list[str]) -> httpx.Client:

@@ -48,6 +48,7 @@ PAGES: dict[str, Callable[[Seeded], str]] = {
     "figures": lambda _: "/figures?by=creator",
     "keys": lambda _: "/keys",
     "alerts": lambda _: "/alerts",
+    "imports": lambda _: "/imports",
     "system": lambda _: "/system",
     "give": lambda _: f"/give?creator_id={CREATOR}",
     "use": lambda _: "/use",

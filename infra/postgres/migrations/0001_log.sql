@@ -434,7 +434,8 @@ BEGIN
         UNION ALL
         -- 1: The same command came before: its first answer stands.
         -- 2: The writer has a key of this ledger and this role, which is still valid (a cache may outlive it by a
-        --    second), and proves by its token that it was presented; the clock, whose login is a worker's, has none.
+        --    second), and proves by its token that it was presented; the clock, whose login is a worker's, has none. A
+        --    worker that carries out an import presents that in place of the token of the key that has sent it.
         -- 3: Decided inside a window that has ended by the moment that would be recorded: decide again, by that moment.
         SELECT CASE WHEN m.key IS NOT NULL THEN 1 WHEN k.refused THEN 2 ELSE 3 END, c.i,
                CASE WHEN m.key IS NULL THEN CASE WHEN k.refused THEN 'key' ELSE 'conflict' END
@@ -454,7 +455,7 @@ BEGIN
                         o.secret || '\x02'::bytea || int4send(c_ledger[c.i]) || uuid_send(c_api_key[c.i])
                     )) FROM 1 FOR 16)
                     FROM token_secret o
-                ))
+                ) OR carries_out_import(c_ledger[c.i], c_api_key[c.i], c_role[c.i], c.token))
             ) AS refused
             OFFSET 0
         ) k

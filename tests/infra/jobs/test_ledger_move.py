@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import threading
@@ -12,17 +13,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, cast
+from uuid import UUID
 
 import httpx
 import psycopg
 import pytest
 
+from api import import_worker
 from infra.eventstore.differences import CHECKED, REPORT
+from infra.imports.runs import ImportRuns
 from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import WORKER
+from infra.runtime import runtime
 from infra.servers import new_ledger_name
+from tests.api.attempts import left_to_the_worker
 from tests.api.processes import serving_process
 from tests.api.streaming import following
 from tests.api.world import World, told
@@ -186,6 +192,7 @@ def fill(world: World) -> None:
     told(world.client.post("/v1/webhooks", json={"url": "https://receiver.example/"}), 201)
     told(world.client.post("/v1/alerts", json=ALERT), 201)
     told(world.client.post("/v1/calendars", json={}), 201)
+    left_to_the_worker(world)
     world.creator()
 
 
@@ -213,7 +220,7 @@ def test_what_a_server_has_of_a_ledger_moves_whole(ledger: Ledger) -> None:
         before, after = (ledger.rows(database) for _, database in ledger.databases)
         assert {name for name, rows in before.items() if rows} >= {
             *("accesses", "alert_rules", "api_keys", "calendars", "claims", "creator_keys", "events", "webhooks"),
-            *("webhook_progress", "histories"),
+            *("webhook_progress", "histories", "import_runs", "import_parts"),
         }
         assert after == before
         answer = world.client.get("/v1/events")
@@ -223,6 +230,28 @@ def test_what_a_server_has_of_a_ledger_moves_whole(ledger: Ledger) -> None:
         path = f"/v1/codes/{code['code_id']}"
         assert told(world.client.get(path), 200)["code_id"] == code["code_id"]
         assert told(world.client.post(f"{path}/reveals", json={"reason": "asked"}), 200)["secret"]
+
+
+async def test_an_import_that_waits_is_carried_out_where_its_ledger_has_moved(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        import_id = UUID(left_to_the_worker(world))
+    await asyncio.to_thread(ledger.move)
+    waiting, ended = [], []
+    for _, database in ledger.databases:
+        key = master_key_of(ledger.servers.settings["MASTER_KEY"])
+        async with runtime(database.dsn(WORKER), WORKER, key) as worker:
+            runs = ImportRuns(worker.database, worker.keyring)
+            # Imports of other tests may wait as well.
+            while (run := await runs.next()) is not None:
+                waiting.append(run.import_id)
+                await import_worker.load(worker)(run, leads)
+        query = "SELECT state FROM import_runs JOIN ledgers USING (ledger_id) WHERE name = %s AND served_by IS NULL"
+        ended += database.sql(query, (ledger.name,))
+    assert (waiting.count(import_id), ended) == (1, [("ended",)])
+
+
+async def leads() -> None:
+    """Lead on."""
 
 
 def test_a_stream_goes_on_at_the_next_position(ledger: Ledger) -> None:

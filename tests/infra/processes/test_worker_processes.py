@@ -24,7 +24,7 @@ from tests.waiting import until
 
 # As in `<coroutine object ExpiryClock.run at …>`.
 JOBS = ["ExpiryClock.run", "Erasures.run", "purging", "DerivedCheck.run", "HeadsJob.run"]
-DELIVERIES = ["work", "--only", "alerts,webhooks"]
+DELIVERIES = ["work", "--only", "alerts,imports,webhooks"]
 ALL_ELSE = ["work", "--only", "anchor,expiry,kafka,views"]
 SEALER = ["work", "--only", "seal"]
 

@@ -1,0 +1,403 @@
+"""Imports that are left to the worker: sealed until they end, resumed after a kill, and reported afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+
+from api import import_run, import_worker, imports
+from api.import_worker import ImportWorker
+from infra.auth.access_log import COMMAND_LINE
+from infra.errors import Unavailable
+from infra.imports import runs
+from infra.imports.runs import ImportRuns
+from infra.jobs.retention import purge
+from infra.postgres.roles import WORKER
+from tests.api.test_imports import LATER, events, lines, secret, send, sheet
+from tests.api.world import World, refused, told
+from tests.keys import ERASURE_KEYS
+from tests.serving import REPOSITORY
+from tests.waiting import until
+
+ROWS = [["ana", f"video-{n}", secret(n), "2026-01-01", LATER] for n in range(6)]
+UNCLEAR = ["ana", "video-x", secret(9), "03/04/2026", LATER]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave sheets of more than three rows to the worker, which notes how far it is after each second row."""
+    monkeypatch.setattr(imports, "MAX_ROWS_OF_A_REQUEST", 3)
+    monkeypatch.setattr(import_run, "AT_ONCE", 1)
+    monkeypatch.setattr(import_worker, "AT_ONCE", 1)
+    monkeypatch.setattr(import_worker, "NOTED_ROWS", 2)
+
+
+def later(world: World, *rows: list[str], client: httpx.Client | None = None) -> dict[str, Any]:
+    answer = send(world, sheet(*rows), client, record="true", permission="true")
+    content = told(answer, 202)
+    assert answer.headers["location"] == f"/v1/imports/{content['import_id']}"
+    return content
+
+
+async def leads() -> None:
+    """Lead on."""
+
+
+def work(world: World, sent: dict[str, Any]) -> None:
+    """Carry an import out, as the worker of its server does."""
+
+    async def once() -> None:
+        worker = world.server.serving.worker
+        ledger_id = await ledger_of(world)
+        run = await ImportRuns(worker.database, worker.keyring).find(ledger_id, UUID(sent["import_id"]))
+        await ImportWorker(worker).carry_out(run, leads)
+
+    world.server.serving.call(once())
+
+
+async def ledger_of(world: World) -> int:
+    return await world.server.serving._ledger_admin.id_of(world.server.ledger)
+
+
+def state(world: World, sent: dict[str, Any]) -> dict[str, Any]:
+    return told(world.client.get(f"/v1/imports/{sent['import_id']}"), 200)
+
+
+def report(world: World, sent: dict[str, Any]) -> list[dict[str, Any]]:
+    return lines(world.client.get(f"/v1/imports/{sent['import_id']}/report"))
+
+
+def owner(world: World, statement: str, *values: Any) -> list[Any]:
+    """Run a statement as the database's owner."""
+    with psycopg.connect(world.server.database.dsn(), autocommit=True) as connection:
+        cursor = connection.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def stored(world: World, sent: dict[str, Any], what: str = "count(*)") -> Any:
+    """Return something of the stored pieces of a sheet."""
+    query = f"SELECT {what} FROM import_parts WHERE import_id = %s AND kind = 'sheet'"
+    [(found,)] = owner(world, query, sent["import_id"])
+    return found
+
+
+def kinds(world: World) -> dict[str, int]:
+    """Return how many events of an import there are, and of codes."""
+    found = [event["type"] for event in events(world)]
+    return {name: found.count(name) for name in ("ImportStarted", "CodeGenerated", "ImportEnded")}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_large_sheet_is_answered_at_once_and_recorded_by_the_worker(world: World) -> None:
+    sent = later(world, *ROWS, UNCLEAR)
+    assert (sent["state"], sent["rows"], sent["import"]["rows"], events(world)) == ("waiting", 7, 7, [])
+    work(world, sent)
+    done = state(world, sent)
+    told_of = {name: done[name] for name in ("state", "rows", "rows_done", "new", "unclear", "error")}
+    assert told_of == {"state": "ended", "rows": 7, "rows_done": 7, "new": 6, "unclear": 1, "error": None}
+    first, *rows, last = report(world, sent)
+    assert first["import"]["import_id"] == last["summary"]["import_id"] == sent["import_id"]
+    assert [(row["row"], row["fate"]) for row in rows] == [*((n, "new") for n in range(2, 8)), (8, "unclear")]
+    started, ended = (next(e for e in events(world) if e["type"] == f"Import{what}") for what in ("Started", "Ended"))
+    assert (started["actor"]["key_id"], started["actor"]["role"]) == (sent["key_id"], "admin")
+    assert (started["correlation_id"], ended["body"]["new"]) == (f"import:{sent['import_id']}", 6)
+    assert [one["import_id"] for one in told(world.client.get("/v1/imports"), 200)["imports"]] == [sent["import_id"]]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_sheet_is_sealed_and_deleted_when_its_import_ends(world: World) -> None:
+    sent = later(world, *ROWS)
+    sealed = bytes(stored(world, sent, "string_agg(sealed, '')"))
+    assert secret(0).encode() not in sealed
+    assert b"video-0" not in sealed
+    work(world, sent)
+    assert stored(world, sent) == 0
+    assert secret(0) not in world.client.get(f"/v1/imports/{sent['import_id']}/report").text
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("recorded", [1, 4, 6])
+def test_an_import_that_was_interrupted_goes_on_and_records_nothing_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch, recorded: int
+) -> None:
+    sent = later(world, *ROWS)
+    outcomes = import_run.Import._recorded
+    count = 0
+
+    async def dying(self: Any, *given: Any) -> Any:
+        nonlocal count
+        found = await outcomes(self, *given)
+        count += 1
+        if count == recorded:
+            raise Unavailable("The worker dies after a row was recorded, and before that is noted.")
+        return found
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(import_run.Import, "_recorded", dying)
+        with pytest.raises(Unavailable):
+            work(world, sent)
+    assert state(world, sent)["state"] == "running"
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["state"], done["rows_done"], done["new"], done["known"]) == ("ended", 6, 6, 0)
+    assert kinds(world) == {"ImportStarted": 1, "CodeGenerated": 6, "ImportEnded": 1}
+    assert [row["fate"] for row in report(world, sent)[1:-1]] == ["new"] * 6
+
+
+@pytest.mark.usefixtures("small")
+def test_only_the_worker_that_began_an_import_last_records(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = later(world, *ROWS)
+    outcomes = import_run.Import._recorded
+    raced = False
+
+    async def overtaken(self: Any, *given: Any) -> Any:
+        nonlocal raced
+        if not raced:
+            raced = True
+            owner(world, "UPDATE import_runs SET starts = starts + 1 WHERE import_id = %s", sent["import_id"])
+        return await outcomes(self, *given)
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(import_run.Import, "_recorded", overtaken)
+        with pytest.raises(Unavailable):
+            work(world, sent)
+    assert (state(world, sent)["state"], kinds(world)["CodeGenerated"]) == ("running", 0)
+    work(world, sent)
+    assert (state(world, sent)["new"], kinds(world)["CodeGenerated"]) == (6, 6)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_import_whose_key_is_revoked_fails_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    key = told(world.client.post("/v1/keys", json={"role": "operator"}), 201)
+    sent = later(world, *ROWS, client=world.with_key(key["key"]))
+    outcomes = import_run.Import._recorded
+    count = 0
+
+    async def revoking(self: Any, *given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > after:
+            admin = world.server.serving._key_admin
+            await admin.revoke(await ledger_of(world), UUID(key["key_id"]), context=COMMAND_LINE)
+        return await outcomes(self, *given)
+
+    monkeypatch.setattr(import_run.Import, "_recorded", revoking)
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["state"], kinds(world)["CodeGenerated"], stored(world, sent)) == ("failed", after, 0)
+    assert done["error"] == import_worker.KEY_ENDED
+
+
+@pytest.mark.usefixtures("small")
+def test_an_import_is_cancelled_before_it_begins_or_at_its_next_note(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, running = later(world, *ROWS), later(world, *ROWS)
+    path = "/v1/imports/{}"
+    told(world.client.delete(path.format(waiting["import_id"])), 204)
+    work(world, waiting)
+    found = state(world, waiting)
+    assert (found["state"], found["cancelled_by"], kinds(world)["CodeGenerated"]) == ("cancelled", sent_by(world), 0)
+    assert "was cancelled" in found["error"]
+    outcomes = import_run.Import._recorded
+
+    async def cancelling(self: Any, *given: Any) -> Any:
+        owner(world, "UPDATE import_runs SET cancelled_by = key_id WHERE import_id = %s", running["import_id"])
+        return await outcomes(self, *given)
+
+    monkeypatch.setattr(import_run.Import, "_recorded", cancelling)
+    work(world, running)
+    found = state(world, running)
+    assert (found["state"], found["rows_done"], stored(world, running)) == ("cancelled", 2, 0)
+    (ended,) = [event for event in events(world) if event["type"] == "ImportEnded"]
+    assert (ended["body"]["complete"], ended["body"]["new"]) == (False, 2)
+    told(world.client.delete(path.format(running["import_id"])), 204)
+
+
+def sent_by(world: World) -> str:
+    """Return the id of the administrator's key."""
+    keys = told(world.client.get("/v1/keys"), 200)["keys"]
+    return str(keys[0]["key_id"])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_stored_sheet_that_was_altered_is_not_imported(world: World) -> None:
+    sent = later(world, *ROWS)
+    change = "UPDATE import_parts SET sealed = set_byte(sealed, 40, get_byte(sealed, 40) # 1) WHERE import_id = %s"
+    owner(world, change, sent["import_id"])
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["state"], done["error"], events(world)) == ("failed", import_worker.ALTERED, [])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_sheet_that_waits_opens_no_more_after_an_erasure(world: World) -> None:
+    world.generate("eve")
+    sent = later(world, *ROWS)
+    path = "/v1/creators/eve/erasure"
+    told(world.client.post(path, json={"reason": "asked"}), 200)
+    until(lambda: told(world.client.get(path), 200)["carried_out_at"] is not None, 60)
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["state"], done["error"], kinds(world)["ImportStarted"]) == ("failed", import_worker.ERASED, 0)
+
+
+@pytest.mark.usefixtures("small")
+def test_an_import_that_ends_its_worker_again_and_again_is_given_up(world: World) -> None:
+    sent = later(world, *ROWS)
+    starts = runs.MAX_VAIN_STARTS
+    change = "UPDATE import_runs SET state = 'running', starts = %s, vain_starts = %s WHERE import_id = %s"
+    owner(world, change, starts, starts, sent["import_id"])
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["state"], done["error"], events(world)) == ("failed", import_worker.DIED, [])
+
+
+@pytest.mark.usefixtures("small")
+def test_an_error_of_the_program_fails_the_import_and_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, right = later(world, *ROWS), later(world, *ROWS)
+
+    async def defect(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(import_run.Import, "_row", defect)
+        work(world, wrong)
+    work(world, right)
+    assert (state(world, wrong)["error"], state(world, right)["new"]) == (import_worker.DEFECT, 6)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_ledger_has_few_imports_under_way_and_the_same_sheet_records_nothing_again(world: World) -> None:
+    sent = [later(world, *ROWS) for _ in range(runs.MAX_OPEN_RUNS)]
+    answer = send(world, sheet(*ROWS), record="true", permission="true")
+    assert refused(answer) == (409, "too_many_imports")
+    for one in sent:
+        work(world, one)
+    assert [state(world, one)["known"] for one in sent] == [0, 6, 6, 6]
+    pages = told(world.client.get("/v1/imports", params={"limit": 3}), 200)
+    rest = told(world.client.get("/v1/imports", params={"limit": 3, "cursor": pages["next"]}), 200)
+    listed = [one["import_id"] for page in (pages, rest) for one in page["imports"]]
+    assert (listed, rest["next"]) == ([one["import_id"] for one in reversed(sent)], None)
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_wrong_with_a_large_sheet_is_said_at_once(world: World) -> None:
+    assert refused(send(world, "1,2\n3,4\n" * 9, record="true")) == (422, "malformed_body")
+
+
+@pytest.mark.usefixtures("small")
+def test_another_ledger_and_another_role_see_nothing_of_an_import(world: World) -> None:
+    sent = later(world, *ROWS)
+    another, creator = world.another(), world.creator()
+    for path in ("", "/report"):
+        address = f"/v1/imports/{sent['import_id']}{path}"
+        assert refused(another.client.get(address)) == (404, "import_unknown")
+        assert refused(creator.get(address)) == (403, "not_allowed")
+        assert refused(world.client.get(f"/v1/imports/none{path}")) == (404, "import_unknown")
+    assert refused(another.client.delete(f"/v1/imports/{sent['import_id']}")) == (404, "import_unknown")
+    assert state(world, sent)["cancelled_by"] is None
+
+
+@pytest.mark.usefixtures("small")
+def test_old_imports_are_deleted_and_those_that_nobody_carried_out_fail(world: World) -> None:
+    old, forgotten = later(world, *ROWS), later(world, *ROWS)
+    work(world, old)
+    days = "make_interval(days => %s)"
+    owner(world, f"UPDATE import_runs SET ended_at = now() - {days} WHERE import_id = %s", 31, old["import_id"])
+    change = f"UPDATE import_runs SET requested_at = now() - {days} WHERE import_id = %s"
+    owner(world, change, 8, forgotten["import_id"])
+    serving = world.server.serving
+    serving.call(purge(serving.worker.database))
+    assert refused(world.client.get(f"/v1/imports/{old['import_id']}")) == (404, "import_unknown")
+    done = state(world, forgotten)
+    assert (done["state"], done["error"], stored(world, forgotten)) == ("failed", runs.TOO_OLD, 0)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_worker_records_with_no_key_but_that_of_an_open_import(world: World) -> None:
+    sent = later(world, *ROWS)
+    serving = world.server.serving
+
+    def proves(presented: bytes, key_id: str = sent["key_id"], role: str = "admin") -> bool:
+        with psycopg.connect(serving.database.dsn(WORKER), autocommit=True) as worker:
+            row = worker.execute(
+                "SELECT carries_out_import(%s, %s, %s, %s)", (serving.call(ledger_of(world)), key_id, role, presented)
+            ).fetchone()
+        assert row is not None
+        return bool(row[0])
+
+    run = UUID(sent["import_id"]).bytes
+    begun = run + bytes(4)
+    assert proves(begun)
+    assert not proves(run + b"\0\0\0\1")
+    assert not proves(begun, role="operator")
+    assert not proves(begun, key_id=sent["import_id"])
+    work(world, sent)
+    assert not proves(run + b"\0\0\0\1")
+    with psycopg.connect(serving.database.dsn(WORKER), autocommit=True) as worker:
+        change = "UPDATE import_runs SET state = 'running', ended_at = NULL, sealed_key = '' WHERE import_id = %s"
+        assert worker.execute(change, (sent["import_id"],)).rowcount == 0
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            worker.execute("INSERT INTO import_runs SELECT * FROM import_runs")
+
+
+@contextmanager
+def importing(world: World) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker's process that carries out imports."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
+    environment |= {
+        "SPARKLEDGER_DATABASE_URL": world.server.database.dsn(WORKER),
+        "SPARKLEDGER_MASTER_KEY": world.server.serving.master_key_text,
+        "SPARKLEDGER_ERASURE_KEY_DIR": str(ERASURE_KEYS),
+    }
+    command = [sys.executable, "-m", "cli", "work", "--only", "imports"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(20)
+
+
+def test_an_import_whose_worker_was_killed_goes_on_in_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 2 * import_worker.NOTED_ROWS
+    monkeypatch.setattr(imports, "MAX_ROWS_OF_A_REQUEST", import_worker.NOTED_ROWS)
+    # Other tests leave imports in their ledgers that nothing is recorded of.
+    owner(world, "UPDATE import_runs SET state = 'ended', ended_at = now(), sealed_key = NULL WHERE ended_at IS NULL")
+    sent = later(world, *(["ana", f"video-{n}", secret(n), "2026-01-01", LATER] for n in range(count)))
+    with psycopg.connect(world.server.database.dsn()) as holding, importing(world) as first:
+        until(lambda: state(world, sent)["state"] == "running", 60)
+        # It records, and cannot note it.
+        holding.execute("SELECT FROM import_runs WHERE import_id = %s FOR UPDATE", (sent["import_id"],))
+        until(lambda: recorded(world).get("CodeGenerated", 0) > 0, 60)
+        first.kill()
+        first.wait(20)
+    assert state(world, sent)["state"] == "running"
+    with importing(world):
+        until(lambda: state(world, sent)["state"] != "running", 60)
+    done = state(world, sent)
+    told_of = {name: done[name] for name in ("state", "rows_done", "new", "known", "error")}
+    assert told_of == {"state": "ended", "rows_done": count, "new": count, "known": 0, "error": None}
+    assert recorded(world) == {"PermissionEnabled": 1, "ImportStarted": 1, "CodeGenerated": count, "ImportEnded": 1}
+
+
+def recorded(world: World) -> dict[str, int]:
+    """Return how many events of each type a ledger has, however many there are."""
+    ledger_id = world.server.serving.call(ledger_of(world))
+    return dict(owner(world, "SELECT type, count(*) FROM events WHERE ledger_id = %s GROUP BY type", ledger_id))
