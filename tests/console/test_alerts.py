@@ -55,7 +55,10 @@ def test_a_calendar_is_shown_once_opens_without_a_key_and_is_ended(own_windows: 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.set_viewport_size({"width": 1280, "height": 740})
     assert address not in page.content()
-    follow(page.locator("tbody tr", has_text="My calendar").get_by_role("button"))
+    row = page.locator("tbody tr", has_text="My calendar")
+    expect(row.get_by_role("button")).to_be_hidden()
+    row.locator("summary").click()
+    follow(row.get_by_role("button", name="End it for good"))
     assert httpx.get(address, trust_env=False).status_code == 404
     assert told(own_world.client.get("/v1/calendars"), 200)["calendars"] == []
 
