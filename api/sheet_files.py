@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 MIB: Final = 1024 * 1024
 MAX_FILE_BYTES: Final = 32 * MIB
+# Of data. A few more may be above them: titles, and the names of the columns.
 MAX_ROWS: Final = 100_000
+MAX_ROWS_ABOVE: Final = 10
 MAX_COLUMNS: Final = 256
 MAX_CELL_CHARACTERS: Final = 4_096
 MAX_SHEETS: Final = 32
@@ -217,7 +219,7 @@ def _read(file: IO[bytes], out: IO[bytes], unpacked_bytes: int) -> Mapping[str, 
             texts = _texts(cells, number)
             if texts:
                 rows += 1
-                if rows > MAX_ROWS:
+                if rows > MAX_ROWS + MAX_ROWS_ABOVE:
                     raise SheetError(f"A file must have at most {MAX_ROWS:,} rows. Send the rest as another file.")
                 out.write(orjson.dumps([sheet, number, texts], option=orjson.OPT_APPEND_NEWLINE))
     return {"names": sheets.names, "hidden": sheets.hidden, "rows": rows}

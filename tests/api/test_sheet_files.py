@@ -157,7 +157,7 @@ def test_what_cannot_be_read_is_refused_with_a_sentence(name: str) -> None:
 
 def test_a_file_with_too_many_rows_is_refused() -> None:
     with pytest.raises(SheetError, match="at most 100,000 rows"):
-        read(b"a\n" * (sheet_files.MAX_ROWS + 1))
+        read(b"a\n" * (sheet_files.MAX_ROWS + sheet_files.MAX_ROWS_ABOVE + 1))
 
 
 def test_a_workbook_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
