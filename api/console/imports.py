@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -18,6 +19,8 @@ from api.import_runs import NDJSON
 from api.imports import MEDIA_TYPES, XLSX
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.responses import Response
 
     from api.console.visit import Visit
@@ -34,9 +37,18 @@ FIELDS: Final = (
     Field("dates", "03/04/2026 is", "choice", (("dmy", "3 April"), ("mdy", "4 March"))),
     Field("time_zone", "Time zone", hint="such as Europe/Berlin; empty: UTC"),
     Field("days", "Length of windows", hint="in days, where rows have one end"),
-    Field("mapping", "Saved mapping", hint="its name"),
+    Field("mapping", "Saved mapping", "choice"),
     Field("columns", "Columns", hint="such as secret=F,note="),
 )
+# What a mapping says beside its columns, and what that is called.
+OPTIONS: Final = {
+    "header": "names in row",
+    "dates": "days as",
+    "time_zone": "time zone",
+    "days": "days of windows",
+    "terms": "terms",
+    "permission": "authorizations were on",
+}
 # What is said of a row by its fate.
 WORDS: Final = {
     "new": "new",
@@ -53,16 +65,31 @@ async def _list(visit: Visit) -> Response:
     return await _page(visit)
 
 
+async def _mappings(visit: Visit) -> list[dict[str, Any]]:
+    mappings: list[dict[str, Any]] = (await visit.api.get("/v1/imports/mappings")).json["mappings"]
+    return mappings
+
+
+def _fields(mappings: Sequence[dict[str, Any]]) -> list[Field]:
+    """Return the fields of the form, without what nobody can choose."""
+    choices = tuple((one["name"], one["name"]) for one in mappings)
+    shown = [one for one in FIELDS if one.name != "mapping" or choices]
+    return [replace(one, choices=choices) if one.name == "mapping" else one for one in shown]
+
+
 async def _page(visit: Visit, given: dict[str, str] | None = None, declined: Declined | None = None) -> Response:
     cursor = visit.query.get("cursor")
     found = (await visit.api.get("/v1/imports", limit=ROWS, cursor=cursor)).json
+    mappings = await _mappings(visit)
     return visit.page(
         "imports.html",
         status=200 if declined is None else declined.status,
         imports=found["imports"],
         more=None if found["next"] is None else f"/imports?cursor={quote(found['next'], safe='')}",
+        mappings=mappings,
+        options=OPTIONS,
         sends=visit.role in SENDERS,
-        fields=FIELDS,
+        fields=_fields(mappings),
         given=given or {},
         errors={} if declined is None else problems_of(declined),
     )
@@ -95,11 +122,16 @@ async def _send(visit: Visit) -> Response:
         wrong=wrong[:ROWS],
         wrong_count=len(wrong),
         several=len(first["import"]["sheets"]) > 1,
-        fields=FIELDS,
+        fields=_fields(await _mappings(visit)),
         given=given,
         errors={},
         sends=True,
     )
+
+
+async def _remove_mapping(visit: Visit) -> Response:
+    await visit.api.call("DELETE", f"/v1/imports/mappings/{quote(visit.path('name'), safe='')}", {})
+    return RedirectResponse("/imports#mappings", 303)
 
 
 async def _one(visit: Visit) -> Response:
@@ -131,6 +163,7 @@ def _api_path(visit: Visit) -> str:
 PAGES: Final = (
     Page("/imports", _list, more="Imports", roles=READERS, parts=("/imports",)),
     Page("/imports", _send, methods=("POST",), roles=SENDERS),
+    Page("/imports/mappings/{name}/deletion", _remove_mapping, methods=("POST",), roles=SENDERS),
     Page("/imports/{import_id}", _one, roles=READERS),
     Page("/imports/{import_id}/report", _report, roles=READERS),
     Page("/imports/{import_id}/cancellation", _cancel, methods=("POST",), roles=SENDERS),

@@ -62,6 +62,21 @@ def test_a_large_sheet_is_followed_to_its_report_and_cancelled(
     assert one["cancelled_by"] == one["key_id"]
 
 
+def test_a_sheet_is_read_by_a_saved_mapping_which_is_listed_and_removed(server: Server, own_world: World) -> None:
+    mapping = {"columns": {"secret": "Kode", "note": None}, "dates": "dmy", "permission": True}
+    told(own_world.client.put("/v1/imports/mappings/agency:north", json=mapping), 200)
+    with visitor(server, server.admin_key) as client:
+        page = client.get("/imports", headers=HTML)
+        assert '<option value="agency:north">' in page.text
+        assert "Note: not read, Secret: <bdi>Kode</bdi>" in page.text
+        refused = send(client, *ROWS, record="false", mapping="agency:north")
+        assert "Kode" in refused.text
+        assert 'value="agency:north" selected' in refused.text
+        gone = client.post("/imports/mappings/agency%3Anorth/deletion", headers=HTML)
+    assert gone.headers["location"] == "/imports#mappings"
+    assert told(own_world.client.get("/v1/imports/mappings"), 200)["mappings"] == []
+
+
 @pytest.mark.parametrize("role", SUBJECTS)
 def test_those_who_see_imports_are_those_of_the_api(seeded_ledger: Server, role: str) -> None:
     with visitor(seeded_ledger, key_of(seeded_ledger, role)) as client:
