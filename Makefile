@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test faults outside check audit bench install lock clean
+.PHONY: help up demo test faults outside soak check audit bench install lock clean
 
 # The Python that .venv is made with, for example: make up PYTHON=python3.13
 PYTHON ?= python3
@@ -41,6 +41,10 @@ test: $(DEV) ## all tests but the long ones, in minutes
 # One at a time: they kill processes, fill disks and wait for minutes.
 faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
 	@$(PYTEST) --override-ini testpaths=tests/faults --timeout 900 $(ARGS)
+
+# Never in continuous integration. It draws what it saw into .bench/soak.svg.
+soak: $(DEV) ## half an hour of everything at once (DURATION=5: minutes): do memory, connections, files and lags stay flat?
+	@exec $(BIN)/python -m tests.soak --minutes $(or $(DURATION),30)
 
 # It downloads their modules, once.
 outside: $(DEV) ## others' programs check our signed logs and messages, and the consumer in Go; needs Go, npm and their registries
