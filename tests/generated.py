@@ -543,8 +543,8 @@ def limits() -> str:
             f"{turns.TURN_S * 1000:.0f} ms at a time; then other requests have {turns.PAUSE_S * 1000:.0f} ms",
         ),
         (
-            "the pages of the console that are being made, for each API process",
-            f"{frame.TURN_S * 1000:.1f} ms at a time; then other requests have {turns.PAUSE_S * 1000:.0f} ms",
+            "a page of the console that is being made",
+            f"{frame.TURN_S * 1000:.2f} ms at a time; then come other requests",
         ),
         (
             "histories and pages of the trail that are being read, for each API process",

@@ -21,23 +21,22 @@ class Turns:
         """Begin with none."""
         self._pause = asyncio.Lock()
 
-    def begin(self, turn_s: float | None = None) -> Turn:
-        """Return the turn of a request that begins with long work; others wait `turn_s` for a piece of it."""
-        return Turn(self._pause, TURN_S if turn_s is None else turn_s)
+    def begin(self) -> Turn:
+        """Return the turn of a request that begins with long work."""
+        return Turn(self._pause)
 
 
 class Turn:
     """The turn of one request."""
 
-    def __init__(self, pause: asyncio.Lock, turn_s: float) -> None:
+    def __init__(self, pause: asyncio.Lock) -> None:
         """Begin it."""
         self._pause = pause
-        self._turn_s = turn_s
         self._began = time.perf_counter()
 
     async def give_way(self) -> None:
         """End the turn if it is over, and wait for the next one."""
-        if time.perf_counter() - self._began < self._turn_s:
+        if time.perf_counter() - self._began < TURN_S:
             return
         # One request pauses at a time, so that after each pause one works: many batches keep others no longer than one.
         async with self._pause:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,8 +51,6 @@ async def test_others_come_between_two_turns_of_one_and_of_another(monkeypatch: 
 
 async def test_other_work_goes_on_while_a_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame, "TURN_S", 0.0)
-    app = SimpleNamespace(state=SimpleNamespace(places=SimpleNamespace(turns=Turns())))
-    scope: dict[str, Any] = {"type": "http", "app": app}
     done: list[str] = []
     sent: list[MutableMapping[str, Any]] = []
 
@@ -76,7 +73,7 @@ async def test_other_work_goes_on_while_a_page_is_made(monkeypatch: pytest.Monke
 
     page = frame._Rendered(parts(), 200, {})
     async with asyncio.timeout(60):
-        await asyncio.gather(other(), page(scope, receive, send))
+        await asyncio.gather(other(), page({"type": "http"}, receive, send))
 
     assert done == ["page", "other"] * 3
     assert sent[1]["body"] == b"part 0;part 1;part 2;"
