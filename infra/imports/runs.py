@@ -132,6 +132,7 @@ _GIVE_UP: Final = """
         SET state = 'failed', error = %s, ended_at = now(), sealed_key = NULL
         WHERE ended_at IS NULL
         AND requested_at < now() - make_interval(days => %s)
+        AND EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = import_runs.ledger_id) -- that this server serves
         RETURNING import_id
     )
     DELETE FROM import_parts WHERE kind = 'sheet' AND import_id IN (SELECT import_id FROM given_up)
@@ -249,7 +250,7 @@ class ImportRuns:
 
         """
         reports, key = await self._reports(ledger_id), fresh_key()
-        sealed_key = await self._keyring.seal_until_erasure(ledger_id, key, _purpose(import_id))
+        sealed_key = await self._keyring.seal_until_erasure(ledger_id, key, sheet_purpose(import_id))
         text, token, sheets = orjson.dumps(asked).decode(), self._database.tokens.key(key_id), SealingKey(key)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             await lock_valid_key(connection, ledger_id, key_id)
@@ -341,7 +342,9 @@ class ImportRuns:
         [(stored,)] = await self._rows(run.ledger_id, _KEY, (run.ledger_id, run.import_id))
         if stored is None:
             raise Unavailable(_GONE_ON)
-        sealing = SealingKey(await self._keyring.open_until_erasure(run.ledger_id, stored, _purpose(run.import_id)))
+        sealing = SealingKey(
+            await self._keyring.open_until_erasure(run.ledger_id, stored, sheet_purpose(run.import_id))
+        )
         number, digest = 0, hashlib.sha256()
         try:
             while (part := await self._part(run, "sheet", number)) is not None:
@@ -463,7 +466,7 @@ async def _end(
     await connection.execute(_DELETE_SHEET, (run.import_id,))
 
 
-def _purpose(import_id: UUID) -> str:
+def sheet_purpose(import_id: UUID) -> str:
     """Return what the key of a sheet is bound to."""
     return f"key of the sheet of import {import_id}"
 

@@ -28,6 +28,7 @@ import orjson
 import psycopg
 from psycopg import sql
 
+from infra.crypto.epochs import EpochKeyMissing
 from infra.crypto.keyring import (
     creator_key_unwrapped_with,
     creator_key_wrapped_with,
@@ -36,6 +37,7 @@ from infra.crypto.keyring import (
     unwrapped_with,
     wrapped_with,
 )
+from infra.imports.runs import sheet_purpose
 from infra.postgres.roles import MOVER, WORKER
 from infra.postgres.timelines import ServerConnection
 from infra.servers import ServersError
@@ -69,6 +71,8 @@ LINGER_S: Final = 3.0
 NOTHING: Final = sql.SQL("")
 NOBODY: Final = UUID(int=0)
 LOG: Final = "events"
+SHEETS: Final = "import_runs"
+OPEN_SHEETS: Final = sql.SQL(" AND t.sealed_key IS NOT NULL")
 # Copied in the switch alone: the signed log ends where the log does, and an erasure must be carried out on the source,
 # because the number of its epoch means nothing to the target.
 LAST: Final = frozenset({"erasures", "log_trees"})
@@ -134,8 +138,8 @@ _TOGETHER: Final = """
 _ERASING: Final = (
     "SELECT EXISTS (SELECT FROM erasures WHERE ledger_id = %s AND position > 0 AND carried_out_at IS NULL)"
 )
-# Keys of creators that were removed stay in backups: they open no more once the epoch has ended that is present
-# afterwards. A statement of its own, after the one that removes them, because a worker may seal them again until then.
+# Keys of creators and of sheets that were removed stay in backups: they open no more once the epoch has ended that is
+# present afterwards. A statement of its own, after the one that removes them: a worker may seal them again until then.
 _END_EPOCH: Final = """
     INSERT INTO erasures (ledger_id, position, creator_stream, epoch)
     SELECT %s, 0, %s, e.number
@@ -144,13 +148,19 @@ _END_EPOCH: Final = """
     ON CONFLICT (ledger_id, position) DO UPDATE SET epoch = excluded.epoch, carried_out_at = NULL
 """
 _REMOVE_KEYS: Final = """
-    WITH removed AS (DELETE FROM creator_keys WHERE ledger_id = %s RETURNING wrapped)
-    SELECT count(*) FROM removed WHERE wrapped IS NOT NULL
+    WITH removed AS (DELETE FROM creator_keys WHERE ledger_id = %(ledger)s RETURNING wrapped)
+    SELECT EXISTS (SELECT FROM removed WHERE wrapped IS NOT NULL)
+        OR EXISTS (SELECT FROM import_runs WHERE ledger_id = %(ledger)s)
 """
 _ERASED_MEANWHILE: Final = """
     SELECT count(*) FROM pg_temp.incoming_creator_keys i
     JOIN creator_keys k USING (ledger_id, key_id)
     WHERE i.wrapped IS NULL AND k.wrapped IS NOT NULL
+"""
+# Sheets that opened on the target, and open on the source no more.
+_SHEETS_ERASED_MEANWHILE: Final = """
+    SELECT count(*) FROM import_runs r
+    WHERE r.import_id = ANY (%s) AND r.sealed_key IS NOT NULL
 """
 _HAS_COPY: Final = """
     SELECT 1 FROM arrivals a JOIN ledgers l USING (ledger_id)
@@ -537,6 +547,9 @@ class LedgerMove:
         if table.name == "creator_keys":
             asyncio.run(self._seal_again(table))
             erased = (self._to.execute(_ERASED_MEANWHILE).fetchone() or (0,))[0]
+        if table.name == SHEETS:
+            closed = self._seal_sheets_again(table)
+            erased = (self._to.execute(_SHEETS_ERASED_MEANWHILE, (closed,)).fetchone() or (0,))[0]
         if table.name == "accesses":
             self._to.execute(_TOGETHER)
         if table.name == "log_trees":
@@ -573,6 +586,30 @@ class LedgerMove:
             ).format(incoming),
             (ids, fresh),
         )
+
+    def _seal_sheets_again(self, table: Table) -> list[UUID]:
+        """Seal the keys of sheets that are imported in the epoch of the target; return the imports whose key is erased.
+
+        Such a key stays as it is, and opens nowhere.
+        """
+        incoming = _incoming(table)
+        epochs = self._key_provider.epochs
+        rows = self._to.execute(
+            sql.SQL("SELECT import_id, sealed_key FROM {} WHERE sealed_key IS NOT NULL").format(incoming)
+        ).fetchall()
+        erased = []
+        for import_id, stored in rows:
+            purpose = sheet_purpose(import_id)
+            try:
+                key = epochs.unseal(stored, purpose)
+            except EpochKeyMissing:
+                erased.append(import_id)
+                continue
+            fresh = epochs.seal(self._present()[1], key, purpose)
+            self._to.execute(
+                sql.SQL("UPDATE {} SET sealed_key = %s WHERE import_id = %s").format(incoming), (fresh, import_id)
+            )
+        return erased
 
     # -- follow
 
@@ -680,6 +717,9 @@ class LedgerMove:
             for table in self._tables:
                 if table.name in LAST:
                     self._copy(table)
+                elif table.name == SHEETS:
+                    # Again: an erasure may have closed them since.
+                    self._copy(table, OPEN_SHEETS)
             position = self._compare()
             self._advance_sequence()
             # The master key of either server may have been replaced since the move began.
@@ -795,7 +835,7 @@ def _remove(
     if row is None:
         return
     with connection.transaction():
-        removed = connection.execute(_REMOVE_KEYS, (ledger_id,)).fetchone()
+        removed = connection.execute(_REMOVE_KEYS, {"ledger": ledger_id}).fetchone()
         if removed is not None and removed[0]:
             connection.execute(_END_EPOCH, (ledger_id, NOBODY))
     reached("keys removed")

@@ -59,7 +59,7 @@ WITHIN_S: Final = 120.0
 # Between two things that happen.
 COMMANDS: Final = 25
 PREFIX: Final = f"moves-{uuid.uuid4().hex[:12]}"
-PARTS: Final = "views,expiry,webhooks,anchor,kafka"
+PARTS: Final = "views,expiry,webhooks,imports,anchor,kafka"
 # At which points the move is killed, in order; and at which a server is, before the ledger has switched. Once the copy
 # is staged, the source needs the target no more.
 _POINTS: Final = ("registered", "page", "tables", "held", "staged", "switching", "switched", "completed")

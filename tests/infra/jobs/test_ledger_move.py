@@ -20,8 +20,10 @@ import psycopg
 import pytest
 
 from api import import_worker
+from infra.crypto.epochs import EpochKeyMissing
+from infra.crypto.rotation import change_epoch
 from infra.eventstore.differences import CHECKED, REPORT
-from infra.imports.runs import ImportRuns
+from infra.imports.runs import ImportRuns, sheet_purpose
 from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -118,8 +120,8 @@ class Ledger:
         found = {}
         for table in tables:
             query = (
-                f"SELECT to_jsonb(t) - 'wrapped' - 'public' FROM {table.name} t JOIN ledgers l USING (ledger_id)"
-                " WHERE l.name = %s ORDER BY 1"
+                f"SELECT to_jsonb(t) - 'wrapped' - 'sealed_key' - 'public' FROM {table.name} t"
+                " JOIN ledgers l USING (ledger_id) WHERE l.name = %s ORDER BY 1"
             )
             found[table.name] = database.sql(query, (self.name,))
         return found
@@ -248,6 +250,47 @@ async def test_an_import_that_waits_is_carried_out_where_its_ledger_has_moved(le
         query = "SELECT state FROM import_runs JOIN ledgers USING (ledger_id) WHERE name = %s AND served_by IS NULL"
         ended += database.sql(query, (ledger.name,))
     assert (waiting.count(import_id), ended) == (1, [("ended",)])
+
+
+def end_epoch(database: TestDatabase, master: str) -> None:
+    """End the epoch of a server, as an erasure does."""
+    database.sql(
+        "INSERT INTO erasures (ledger_id, position, creator_stream, epoch)"
+        " SELECT 1, 0, gen_random_uuid(), number FROM key_epochs WHERE present"
+        " ON CONFLICT (ledger_id, position) DO UPDATE SET epoch = excluded.epoch, carried_out_at = NULL RETURNING 1"
+    )
+    assert asyncio.run(change_epoch(database.dsn(), master_key_of(master)))
+
+
+def test_the_sheet_of_an_import_is_sealed_in_the_epoch_of_the_target(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        left_to_the_worker(world)
+    ledger.move()
+    sealed = (
+        "SELECT sealed_key IS NOT NULL AND substring(sealed_key FROM 1 FOR 8) = decode(epoch_id, 'hex')"
+        " FROM import_runs JOIN ledgers USING (ledger_id), key_epochs WHERE name = %s AND present"
+    )
+    assert [one.sql(sealed, (ledger.name,)) for _, one in ledger.databases] == [[(True,)], [(True,)]]
+
+
+def test_a_sheet_that_an_erasure_closes_during_the_move_opens_nowhere(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        left_to_the_worker(world)
+    master = ledger.servers.settings["MASTER_KEY"]
+
+    def reached(where: str) -> None:
+        if where == "followed":
+            end_epoch(ledger.servers.a, master)
+
+    ledger.move(reached)
+    of_ledger = "ledger_id = (SELECT ledger_id FROM ledgers WHERE name = %s)"
+    # What the target had sealed before opens no more once its epoch has ended.
+    ends = f"SELECT epoch = (SELECT number FROM key_epochs WHERE present) FROM erasures WHERE {of_ledger}"
+    assert ledger.servers.b.sql(ends, (ledger.name,)) == [(True,)]
+    sheet = f"SELECT import_id, sealed_key FROM import_runs WHERE {of_ledger}"
+    [(import_id, stored)] = ledger.servers.b.sql(sheet, (ledger.name,))
+    with pytest.raises(EpochKeyMissing):
+        master_key_of(master).epochs.unseal(stored, sheet_purpose(import_id))
 
 
 async def leads() -> None:
