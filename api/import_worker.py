@@ -25,7 +25,6 @@ from infra.imports.runs import MAX_VAIN_STARTS, Cancelled, ImportRuns, StoredShe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from uuid import UUID
 
     from infra.imports.runs import ImportRun
     from infra.runtime import Runtime
@@ -49,17 +48,17 @@ class ImportWorker:
         """Take a worker's runtime."""
         self._opened = opened
         self._runs = ImportRuns(opened.database, opened.keyring)
-        # The import that was interrupted because the database was away: that it starts again says nothing against it.
-        self._interrupted: UUID | None = None
 
     async def carry_out(self, run: ImportRun, still_leads: Callable[[], Awaitable[None]]) -> None:
         """Carry an import out, or go on with it.
 
         Raises:
             Unavailable: the database is away, or another worker leads; the import goes on later.
+            MasterKeyError: a key is missing here; the same.
+            OSError: something of this machine is away, or full; the same.
 
         """
-        if run.vain_starts >= MAX_VAIN_STARTS and self._interrupted != run.import_id:
+        if run.vain_starts >= MAX_VAIN_STARTS:
             await self._runs.stop(run, "failed", DIED, started=False)
             return
         try:
@@ -70,8 +69,9 @@ class ImportWorker:
             await self._runs.stop(run, "failed", said.get(type(error), str(error)))
         except Cancelled:
             await self._runs.stop(run, "cancelled", f"It was cancelled. {_AGAIN}")
-        except (Unavailable, MasterKeyError, OSError):
-            self._interrupted = run.import_id
+        except (Unavailable, MasterKeyError, OSError, asyncio.CancelledError):
+            with contextlib.suppress(Exception):  # what interrupted it is raised, and not this
+                await self._runs.interrupted(run)
             raise
         except Exception:
             log.exception("Import %s cannot go on", run.import_id)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cryptography.exceptions import InvalidTag
+
 from domain.errors import Refused
 from infra.crypto.envelope import MASTER_KEY_ID_BYTES, ApiKeyHashing, CreatorKey, LedgerKeys, SealingKey, fresh_key
-from infra.crypto.epochs import EpochKeyMissing, epoch_id_of
+from infra.crypto.epochs import EPOCH_ID_BYTES, EpochKeyMissing, epoch_id_of
 from infra.ids import uuid7
 from infra.recent_cache import RecentCache
 
@@ -79,6 +81,10 @@ def master_key_id_of(wrapped: bytes) -> str:
 
 class KeyErased(Exception):
     """The epoch in which a key was sealed is over, so it opens no more."""
+
+
+class StoredKeyAltered(Exception):
+    """What is stored of a key was altered, so it does not open."""
 
 
 class PresentKeys(NamedTuple):
@@ -255,16 +261,22 @@ class Keyring:
 
         Raises:
             KeyErased: an erasure has ended its epoch.
-            MasterKeyError: it was altered, or a key is missing.
+            StoredKeyAltered: it was altered.
+            MasterKeyError: a key is missing.
 
         """
+        epoch_id = epoch_id_of(stored)
         try:
-            sealed = self.key_provider.epochs.unseal(stored, purpose)
+            epoch = self.key_provider.epochs.key(epoch_id)
         except EpochKeyMissing:
-            if epoch_id_of(stored) == (await self._present()).epoch_id:
+            if epoch_id == (await self._present()).epoch_id:
                 raise
             raise KeyErased from None
-        return SealingKey((await self.ledger(ledger_id)).derived(purpose)).unseal(sealed, purpose.encode())
+        derived = SealingKey((await self.ledger(ledger_id)).derived(purpose))
+        try:
+            return derived.unseal(epoch.unseal(stored[EPOCH_ID_BYTES:], purpose.encode()), purpose.encode())
+        except (InvalidTag, ValueError):
+            raise StoredKeyAltered from None
 
     def forget(self, ledger_id: int, key_id: UUID, creator: bytes | None = None) -> None:
         """Remove a destroyed key from the cache."""

@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidTag
 
 from infra.auth.key_admin import lock_valid_key
 from infra.crypto.envelope import SealingKey, fresh_key
+from infra.crypto.keyring import StoredKeyAltered
 from infra.errors import KeyNoLongerValid, Unavailable
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -46,9 +47,12 @@ OPEN_DAYS: Final = 7
 PIECE_BYTES: Final = 1024 * 1024
 # After so many starts without a row done, an import is given up: it may be what ends the worker.
 MAX_VAIN_STARTS: Final = 5
+# How long one waits that was interrupted, at first, and at most.
+RETRY_FIRST_S: Final = 5
+RETRY_MAX_S: Final = 300
 START_BYTES: Final = 4
 _REPORTS: Final = "reports of imports v1"
-_GONE_ON: Final = "Another worker has gone on with this import."
+_GONE_ON: Final = "Another worker has gone on with this import, or it has ended."
 TOO_OLD: Final = (
     f"No worker has carried this import out within {OPEN_DAYS} days. Start a worker with the part `imports`, and send "
     "the sheet again: rows that are recorded are known."
@@ -67,15 +71,19 @@ _PAGE: Final = f"""
     ORDER BY import_id DESC
     LIMIT %s
 """
-# One that was begun first; otherwise of the ledger that has waited longest since its last import ended.
+# Of the ledger that has waited longest since one of its imports was tried or ended, and of its imports the one that has
+# waited longest. So one that cannot go on takes the turns of its own ledger only.
 _NEXT: Final = f"""
     SELECT {_COLUMNS}
     FROM import_runs r
     WHERE ended_at IS NULL
+    AND (retry_at IS NULL OR retry_at <= now())
     AND EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = r.ledger_id) -- that this server serves
-    ORDER BY state = 'running' DESC,
-             (SELECT max(o.ended_at) FROM import_runs o WHERE o.ledger_id = r.ledger_id) NULLS FIRST,
-             requested_at, import_id
+    ORDER BY greatest(
+                 (SELECT max(o.ended_at) FROM import_runs o WHERE o.ledger_id = r.ledger_id),
+                 (SELECT max(o.tried_at) FROM import_runs o WHERE o.ledger_id = r.ledger_id AND o.ended_at IS NULL)
+             ) NULLS FIRST,
+             coalesce(tried_at, requested_at), import_id
     LIMIT 1
 """
 _LOCK_COUNT: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
@@ -103,7 +111,17 @@ _CANCEL: Final = """
 """
 _START: Final = """
     UPDATE import_runs
-    SET state = 'running', started_at = coalesce(started_at, now()), starts = starts + 1, vain_starts = vain_starts + 1
+    SET state = 'running', started_at = coalesce(started_at, now()), tried_at = now(), starts = starts + 1,
+        vain_starts = vain_starts + 1
+    WHERE import_id = %s
+    AND starts = %s
+    AND ended_at IS NULL
+"""
+# What was away may be away for this import alone, and for days: so each time it waits longer.
+_INTERRUPTED: Final = """
+    UPDATE import_runs
+    SET vain_starts = greatest(vain_starts - 1, 0),
+        retry_at = now() + make_interval(secs => least(%s, %s * 2 ^ least(starts - 1, 30)))
     WHERE import_id = %s
     AND starts = %s
     AND ended_at IS NULL
@@ -331,6 +349,18 @@ class ImportRuns:
         async with self._changing(run.ledger_id) as connection:
             await lock_valid_key(connection, run.ledger_id, run.key_id)
 
+    async def interrupted(self, run: ImportRun) -> None:
+        """Note that this process cannot go on with an import for now: this start says nothing against it.
+
+        It is tried again later, and others meanwhile.
+
+        Raises:
+            Unavailable: the database is away.
+
+        """
+        async with self._changing(run.ledger_id) as connection:
+            await connection.execute(_INTERRUPTED, (RETRY_MAX_S, RETRY_FIRST_S, run.import_id, run.starts + 1))
+
     async def open(self, run: ImportRun, file: IO[bytes]) -> None:
         """Write the sheet of an import into a file.
 
@@ -342,9 +372,11 @@ class ImportRuns:
         [(stored,)] = await self._rows(run.ledger_id, _KEY, (run.ledger_id, run.import_id))
         if stored is None:
             raise Unavailable(_GONE_ON)
-        sealing = SealingKey(
-            await self._keyring.open_until_erasure(run.ledger_id, stored, sheet_purpose(run.import_id))
-        )
+        try:
+            key = await self._keyring.open_until_erasure(run.ledger_id, stored, sheet_purpose(run.import_id))
+        except StoredKeyAltered:
+            raise StoredSheetAltered from None
+        sealing = SealingKey(key)
         number, digest = 0, hashlib.sha256()
         try:
             while (part := await self._part(run, "sheet", number)) is not None:

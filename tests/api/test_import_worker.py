@@ -233,10 +233,11 @@ def sent_by(world: World) -> str:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_stored_sheet_that_was_altered_is_not_imported(world: World) -> None:
+@pytest.mark.parametrize(("table", "column"), [("import_parts", "sealed"), ("import_runs", "sealed_key")])
+def test_a_stored_sheet_that_was_altered_is_not_imported(world: World, table: str, column: str) -> None:
     sent = later(world, *ROWS)
-    change = "UPDATE import_parts SET sealed = set_byte(sealed, 40, get_byte(sealed, 40) # 1) WHERE import_id = %s"
-    owner(world, change, sent["import_id"])
+    altered = f"set_byte({column}, 40, get_byte({column}, 40) # 1)"
+    owner(world, f"UPDATE {table} SET {column} = {altered} WHERE import_id = %s", sent["import_id"])
     work(world, sent)
     done = state(world, sent)
     assert (done["state"], done["error"], events(world)) == ("failed", import_worker.ALTERED, [])
@@ -263,6 +264,57 @@ def test_an_import_that_ends_its_worker_again_and_again_is_given_up(world: World
     work(world, sent)
     done = state(world, sent)
     assert (done["state"], done["error"], events(world)) == ("failed", import_worker.DIED, [])
+
+
+def next_of(world: World) -> str | None:
+    """Return the import that is next on the server."""
+    worker = world.server.serving.worker
+    run = world.server.serving.call(ImportRuns(worker.database, worker.keyring).next())
+    return None if run is None else str(run.import_id)
+
+
+def end_others(world: World) -> None:
+    """End the imports that other tests have left open in their ledgers."""
+    owner(world, "UPDATE import_runs SET state = 'ended', ended_at = now(), sealed_key = NULL WHERE ended_at IS NULL")
+
+
+@pytest.mark.usefixtures("small")
+def test_an_import_that_cannot_go_on_is_tried_again_later_and_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_others(world)
+    another = world.another()
+    stuck, other = later(world, *ROWS), later(another, *ROWS)
+
+    async def disk_is_full(*_: Any) -> Any:
+        raise OSError
+
+    with monkeypatch.context() as for_now:
+        for_now.setattr(import_run.Import, "_row", disk_is_full)
+        for _ in range(runs.MAX_VAIN_STARTS + 1):
+            with pytest.raises(OSError):  # noqa: PT011 - it has no message
+                work(world, stuck)
+    assert (state(world, stuck)["state"], next_of(world)) == ("running", other["import_id"])
+    work(another, other)
+    assert next_of(world) is None
+    owner(world, "UPDATE import_runs SET retry_at = now() WHERE import_id = %s", stuck["import_id"])
+    assert next_of(world) == stuck["import_id"]
+    work(world, stuck)
+    assert (state(world, stuck)["state"], state(world, stuck)["new"]) == ("ended", 6)
+
+
+@pytest.mark.usefixtures("small")
+def test_an_import_whose_worker_died_goes_on_after_those_of_ledgers_that_have_waited_longer(world: World) -> None:
+    end_others(world)
+    another = world.another()
+    died, other = later(world, *ROWS), later(another, *ROWS)
+    begun = (
+        "UPDATE import_runs SET state = 'running', starts = 1, vain_starts = 1, tried_at = now() WHERE import_id = %s"
+    )
+    owner(world, begun, died["import_id"])
+    assert next_of(world) == other["import_id"]
+    work(another, other)
+    assert next_of(world) == died["import_id"]
 
 
 @pytest.mark.usefixtures("small")
@@ -378,8 +430,7 @@ def test_an_import_whose_worker_was_killed_goes_on_in_the_next_one(
 ) -> None:
     count = 2 * import_worker.NOTED_ROWS
     monkeypatch.setattr(imports, "MAX_ROWS_OF_A_REQUEST", import_worker.NOTED_ROWS)
-    # Other tests leave imports in their ledgers that nothing is recorded of.
-    owner(world, "UPDATE import_runs SET state = 'ended', ended_at = now(), sealed_key = NULL WHERE ended_at IS NULL")
+    end_others(world)
     sent = later(world, *(["ana", f"video-{n}", secret(n), "2026-01-01", LATER] for n in range(count)))
     with psycopg.connect(world.server.database.dsn()) as holding, importing(world) as first:
         until(lambda: state(world, sent)["state"] == "running", 60)

@@ -22,6 +22,9 @@ CREATE TABLE import_runs (
     -- How often a worker has begun it or gone on with it, and how often since a row was last done.
     starts          int NOT NULL DEFAULT 0,
     vain_starts     int NOT NULL DEFAULT 0,
+    -- When it was last begun or gone on with; and not before when again, where something was away then.
+    tried_at        timestamptz,
+    retry_at        timestamptz,
     cancelled_by    uuid REFERENCES api_keys,
     requested_at    timestamptz NOT NULL DEFAULT now(),
     started_at      timestamptz,
@@ -68,8 +71,8 @@ GRANT SELECT ON import_runs, import_parts TO sparkledger_api, sparkledger_worker
 GRANT SELECT, INSERT ON import_runs TO sparkledger_log;
 GRANT UPDATE (cancelled_by) ON import_runs TO sparkledger_api;
 GRANT INSERT ON import_parts TO sparkledger_api;
-GRANT DELETE, UPDATE (sealed_key, state, rows_done, counts, error, starts, vain_starts, started_at, ended_at)
-    ON import_runs TO sparkledger_worker;
+GRANT DELETE, UPDATE (sealed_key, state, rows_done, counts, error, starts, vain_starts, tried_at, retry_at, started_at,
+    ended_at) ON import_runs TO sparkledger_worker;
 GRANT INSERT, DELETE ON import_parts TO sparkledger_worker;
 
 -- Accept an import from a key that was presented, and that may record: with this, a worker may record in its name, until
