@@ -58,6 +58,8 @@ TOO_OLD: Final = (
     "the sheet again: rows that are recorded are known."
 )
 
+UNBEGUN: Final = "It was cancelled before a worker began it. Nothing was recorded."
+
 _COLUMNS: Final = """
     import_id, ledger_id, key_id, role, asked, file_sha256, rows, state, rows_done, counts, error, starts, vain_starts,
     cancelled_by, requested_at, started_at, ended_at
@@ -101,14 +103,7 @@ _PART: Final = """
     ORDER BY number
     LIMIT 1
 """
-_CANCEL: Final = """
-    UPDATE import_runs
-    SET cancelled_by = %s
-    WHERE ledger_id = %s
-    AND import_id = %s
-    AND ended_at IS NULL
-    AND cancelled_by IS NULL
-"""
+_CANCEL: Final = "SELECT cancel_import(%s, %s, %s, %s, %s)"
 _START: Final = """
     UPDATE import_runs
     SET state = 'running', started_at = coalesce(started_at, now()), tried_at = now(), starts = starts + 1,
@@ -313,7 +308,7 @@ class ImportRuns:
             yield zlib.decompress(sealing.unseal(sealed, _place(run.import_id, "report", number)))
 
     async def cancel(self, ledger_id: int, key_id: UUID, import_id: UUID) -> None:
-        """Have an import cancelled, if it has not ended; its worker stops at its next note.
+        """Have an import cancelled, if it has not ended: at once, or at the next note of the worker that has begun it.
 
         Raises:
             RunNotFound: there is none with this id.
@@ -322,9 +317,12 @@ class ImportRuns:
         """
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             await lock_valid_key(connection, ledger_id, key_id)
-            if await (await connection.execute(_ONE, (ledger_id, import_id))).fetchone() is None:
+            cancelling = (key_id, self._database.tokens.key(key_id), ledger_id, import_id, UNBEGUN)
+            row = await (await connection.execute(_CANCEL, cancelling)).fetchone()
+            if row is None or row[0] is None:
+                raise KeyNoLongerValid
+            if not row[0]:
                 raise RunNotFound
-            await connection.execute(_CANCEL, (key_id, ledger_id, import_id))
 
     async def next(self) -> ImportRun | None:
         """Return the import that is next, of all ledgers of this server; None if none is open."""

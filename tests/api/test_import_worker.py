@@ -21,9 +21,10 @@ from infra.errors import Unavailable
 from infra.imports import runs
 from infra.imports.runs import ImportRuns
 from infra.jobs.retention import purge
-from infra.postgres.roles import WORKER
+from infra.postgres.roles import API, WORKER
 from tests.api.test_imports import LATER, events, lines, secret, send, sheet
 from tests.api.world import World, refused, told
+from tests.infra.session_tokens import bound_to
 from tests.keys import ERASURE_KEYS
 from tests.serving import REPOSITORY
 from tests.waiting import until
@@ -207,10 +208,9 @@ def test_an_import_is_cancelled_before_it_begins_or_at_its_next_note(
     waiting, running = later(world, *ROWS), later(world, *ROWS)
     path = "/v1/imports/{}"
     told(world.client.delete(path.format(waiting["import_id"])), 204)
-    work(world, waiting)
     found = state(world, waiting)
-    assert (found["state"], found["cancelled_by"], kinds(world)["CodeGenerated"]) == ("cancelled", sent_by(world), 0)
-    assert "was cancelled" in found["error"]
+    assert (found["state"], found["error"], stored(world, waiting)) == ("cancelled", runs.UNBEGUN, 0)
+    assert found["cancelled_by"] == sent_by(world)
     outcomes = import_run.Import._recorded
 
     async def cancelling(self: Any, *given: Any) -> Any:
@@ -404,6 +404,25 @@ def test_a_worker_records_with_no_key_but_that_of_an_open_import(world: World) -
         assert worker.execute(change, (sent["import_id"],)).rowcount == 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             worker.execute("INSERT INTO import_runs SELECT * FROM import_runs")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_login_of_the_api_changes_no_import_but_by_a_key_that_was_presented_to_it(world: World) -> None:
+    sent, other = later(world, *ROWS), later(world.another(), *ROWS)
+    ledger_id = world.server.serving.call(ledger_of(world))
+    bound = bound_to(world.server.database, ledger_id)
+    cancelling = "SELECT cancel_import(%s, %s, %s, %s, 'x')"
+    adding = "INSERT INTO import_parts (import_id, ledger_id, kind, number, sealed) VALUES (%s, %s, 'report', 513, '')"
+    with psycopg.connect(world.server.database.dsn(API), autocommit=True) as connection:
+        connection.execute("SELECT set_config('sparkledger.ledger', %s, false)", (bound,))
+        for token in (None, bytes(16)):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(cancelling, (sent["key_id"], token, ledger_id, sent["import_id"]))
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("UPDATE import_runs SET cancelled_by = key_id")
+        with pytest.raises(psycopg.errors.ForeignKeyViolation):
+            connection.execute(adding, (other["import_id"], ledger_id))
+    assert state(world, sent)["state"] == "waiting"
 
 
 @contextmanager

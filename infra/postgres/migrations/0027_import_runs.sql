@@ -29,6 +29,7 @@ CREATE TABLE import_runs (
     requested_at    timestamptz NOT NULL DEFAULT now(),
     started_at      timestamptz,
     ended_at        timestamptz,
+    UNIQUE (import_id, ledger_id),
     CHECK ((ended_at IS NULL) = (state IN ('waiting', 'running'))),
     CHECK ((sealed_key IS NULL) = (ended_at IS NOT NULL))
 );
@@ -39,12 +40,14 @@ CREATE INDEX import_runs_of_key ON import_runs (key_id);
 
 -- Pieces of the sheet, until the import ends, and of its report.
 CREATE TABLE import_parts (
-    import_id       uuid NOT NULL REFERENCES import_runs ON DELETE CASCADE,
+    import_id       uuid NOT NULL,
     ledger_id       int NOT NULL REFERENCES ledgers,
     kind            text NOT NULL CHECK (kind IN ('sheet', 'report')),
     number          int NOT NULL,
     sealed          bytea NOT NULL,
-    PRIMARY KEY (import_id, kind, number)
+    PRIMARY KEY (import_id, kind, number),
+    -- Both, so that no ledger adds to another's import.
+    FOREIGN KEY (import_id, ledger_id) REFERENCES import_runs (import_id, ledger_id) ON DELETE CASCADE
 );
 
 DO $$
@@ -64,12 +67,12 @@ BEGIN
     END LOOP;
 END $$;
 -- With an import that has ended nobody records any more, so none is opened again.
-CREATE POLICY stays_ended ON import_runs AS RESTRICTIVE FOR UPDATE TO sparkledger_api, sparkledger_worker
+CREATE POLICY stays_ended ON import_runs AS RESTRICTIVE FOR UPDATE TO sparkledger_worker
     USING (ended_at IS NULL) WITH CHECK (true);
 
 GRANT SELECT ON import_runs, import_parts TO sparkledger_api, sparkledger_worker;
-GRANT SELECT, INSERT ON import_runs TO sparkledger_log;
-GRANT UPDATE (cancelled_by) ON import_runs TO sparkledger_api;
+GRANT SELECT, INSERT, UPDATE (sealed_key, state, error, retry_at, cancelled_by, ended_at) ON import_runs TO sparkledger_log;
+GRANT SELECT, DELETE ON import_parts TO sparkledger_log;
 GRANT INSERT ON import_parts TO sparkledger_api;
 GRANT DELETE, UPDATE (sealed_key, state, rows_done, counts, error, starts, vain_starts, tried_at, retry_at, started_at,
     ended_at) ON import_runs TO sparkledger_worker;
@@ -97,6 +100,46 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- Cancel an import for a key that is presented: its worker stops at its next note, and one that none has begun ends now,
+-- with its sheet. Answers whether there is such an import; null where the key is not valid any more.
+CREATE FUNCTION cancel_import(by_key uuid, by_token bytea, of_ledger int, of_import uuid, why text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    found_run record;
+BEGIN
+    IF of_ledger IS DISTINCT FROM bound_ledger()
+        OR NOT (is_owner() OR coalesce(by_token = key_token(of_ledger, by_key), false))
+    THEN
+        RAISE insufficient_privilege USING MESSAGE = 'an import is cancelled by a key that is presented';
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM api_keys k
+        WHERE k.ledger_id = of_ledger AND k.key_id = by_key AND (k.role IN ('operator', 'admin') OR k.kind = 'token')
+        AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+    ) THEN
+        RETURN NULL;
+    END IF;
+    SELECT r.starts, r.ended_at INTO found_run
+    FROM import_runs r
+    WHERE r.ledger_id = of_ledger AND r.import_id = of_import
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF found_run.ended_at IS NULL AND found_run.starts = 0 THEN
+        UPDATE import_runs
+        SET state = 'cancelled', cancelled_by = by_key, error = why, ended_at = clock_timestamp(), sealed_key = NULL
+        WHERE import_id = of_import;
+        DELETE FROM import_parts WHERE import_id = of_import AND kind = 'sheet';
+    ELSIF found_run.ended_at IS NULL THEN
+        -- If it waits to be tried again, it need not.
+        UPDATE import_runs
+        SET cancelled_by = coalesce(cancelled_by, by_key), retry_at = NULL
+        WHERE import_id = of_import;
+    END IF;
+    RETURN true;
+END $$;
+
 -- Whether a worker may record in the name of a key: while an import is open that was accepted from the key, and only the
 -- worker that began it last. It presents the import in place of the key's token: its id, and the number of that start.
 -- `append` checks the key itself, as for everyone.
@@ -120,8 +163,9 @@ $$;
 
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
 ALTER FUNCTION accept_import OWNER TO sparkledger_log;
+ALTER FUNCTION cancel_import OWNER TO sparkledger_log;
 ALTER FUNCTION import_figures OWNER TO sparkledger_log;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
-REVOKE ALL ON FUNCTION accept_import, import_figures FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION accept_import TO sparkledger_api;
+REVOKE ALL ON FUNCTION accept_import, cancel_import, import_figures FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION accept_import, cancel_import TO sparkledger_api;
 GRANT EXECUTE ON FUNCTION import_figures TO sparkledger_api, sparkledger_worker;

@@ -23,7 +23,7 @@ from api import import_worker
 from infra.crypto.epochs import EpochKeyMissing
 from infra.crypto.rotation import change_epoch
 from infra.eventstore.differences import CHECKED, REPORT
-from infra.imports.runs import ImportRuns, sheet_purpose
+from infra.imports.runs import ImportRuns, purge, sheet_purpose
 from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -250,6 +250,21 @@ async def test_an_import_that_waits_is_carried_out_where_its_ledger_has_moved(le
         query = "SELECT state FROM import_runs JOIN ledgers USING (ledger_id) WHERE name = %s AND served_by IS NULL"
         ended += database.sql(query, (ledger.name,))
     assert (waiting.count(import_id), ended) == (1, [("ended",)])
+
+
+async def test_an_import_that_nobody_carried_out_fails_only_where_its_ledger_has_moved(ledger: Ledger) -> None:
+    with ledger.world() as world:
+        import_id = UUID(left_to_the_worker(world))
+    sent = "UPDATE import_runs SET requested_at = now() - interval '8 days' WHERE import_id = %s RETURNING 1"
+    ledger.servers.a.sql(sent, (import_id,))
+    await asyncio.to_thread(ledger.move)
+    states = []
+    for _, database in ledger.databases:
+        key = master_key_of(ledger.servers.settings["MASTER_KEY"])
+        async with runtime(database.dsn(WORKER), WORKER, key) as worker, worker.database.connection() as connection:
+            await purge(connection, 100)
+        states += database.sql("SELECT state FROM import_runs WHERE import_id = %s", (import_id,))
+    assert states == [("waiting",), ("failed",)]
 
 
 def end_epoch(database: TestDatabase, master: str) -> None:
