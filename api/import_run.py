@@ -136,6 +136,7 @@ class Import:
         rows: the number of rows of data.
         counts: how many rows had each fate so far.
         started: the aggregate, once something was to be recorded.
+        left: what became of rows of the chunk in which the import could not go on; `counts` has them.
 
     """
 
@@ -172,6 +173,7 @@ class Import:
         self.import_id = uuid7() if import_id is None else import_id
         self.counts: Counter[Fate] = Counter()
         self.started: SheetImport | None = None
+        self.left: Sequence[RowOutcome] = ()
         self._aggregates = aggregates
         self._handler = handler
         self._ledger_id = ledger_id
@@ -188,6 +190,8 @@ class Import:
         self._mostly_new = False
         # Rows that were done before the import was resumed, and from which row on none was recorded then.
         self._rows_before = self._sure_from = 0
+        # Why nothing more is recorded.
+        self._stops: Exception | None = None
         self.sheets = _sheets(file, options)
         if not any(sheet.columns for sheet in self.sheets):
             raise SheetError(
@@ -228,22 +232,22 @@ class Import:
         columns = self.sheets[row.sheet].columns
         return columns is not None and row.number > columns.header and not is_trailer(row.cells)
 
-    async def resume(self, counts: Mapping[str, int], unsure: int) -> None:
+    async def resume(self, counts: Mapping[str, int], unsure: int, stops: Exception | None = None) -> None:
         """Go on where an import was when its process ended.
 
         Args:
             counts: how many rows had each fate.
             unsure: how many rows after those may have been recorded as well. Their events name this import, so they
                 are told from rows that were known before.
+            stops: why nothing more is recorded, if that is so. Only those rows are judged then, so that the report has
+                them, and this is raised.
 
         """
+        self._stops = stops
         self.counts.update({fate: counts.get(fate, 0) for fate in FATES})
         self._rows_before = self.counts.total()
-        stream = await self._aggregates.events.stream(self._ledger_id, self.import_id)
-        if stream:
-            self._cause = stream[0].event_id
-            for recorded in stream:
-                self.started = cast("SheetImport", recorded.event.mutate(self.started))
+        self.started, self._cause = await _stored(self._aggregates, self._ledger_id, self.import_id)
+        if self.started is not None:
             self._sure_from = self._rows_before + unsure
 
     async def end_early(self) -> None:
@@ -266,10 +270,12 @@ class Import:
         try:
             data = itertools.islice((row for row in self._file if self._is_data(row)), self._rows_before, None)
             while chunk := [row for _, row in zip(range(AT_ONCE), data, strict=False)]:
+                if self._stops is not None and self.counts.total() >= self._sure_from:
+                    raise self._stops
                 outcomes = await self._chunk(chunk)
                 self.counts.update(outcome.fate for outcome in outcomes)
                 new = sum(outcome.fate == "new" for outcome in outcomes)
-                self._mostly_new = self.started is not None and 2 * new > len(outcomes)
+                self._mostly_new = self.started is not None and self._stops is None and 2 * new > len(outcomes)
                 yield outcomes
             complete = True
         finally:
@@ -293,6 +299,12 @@ class Import:
                 tasks.append(task)
                 last.update(dict.fromkeys(names, task))
             return list(await asyncio.gather(*tasks))
+        except Exception:
+            # What the other rows record counts, so they are not cut off.
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self.left = [outcome for outcome in ended if isinstance(outcome, RowOutcome)]
+            self.counts.update(outcome.fate for outcome in self.left)
+            raise
         except BaseException:
             for task in tasks:
                 task.cancel()
@@ -440,6 +452,8 @@ class Import:
 
     async def _begin(self) -> None:
         """Record that the import begins, before the first row that has something to record."""
+        if self._stops is not None:
+            raise self._stops
         async with self._begins:
             if self.started is not None:
                 return
@@ -459,17 +473,10 @@ class Import:
             self.started = result.aggregate
 
     async def _end(self, *, complete: bool) -> None:
-        """Record what became of the rows; where that fails, the import has no end, and its rows stay recorded."""
         started = self.started
         assert started is not None  # noqa: S101 - otherwise nothing was recorded
-
-        async def decide(_: Ledger, when: When) -> Decision[SheetImport]:
-            return end_import(copied(started), complete=complete, counts=self.all_counts(), when=when)
-
-        try:
-            await self._handler.handle(self._metadata(None), decide)
-        except Exception as error:  # noqa: BLE001 - what ended the import is raised, and not this
-            log.warning("The end of import %s could not be recorded: %s", self.import_id, error)
+        metadata = self._metadata(None)
+        self.started = await _record_end(self._handler, metadata, started, self.all_counts(), complete=complete)
 
     def all_counts(self) -> dict[str, int]:
         """Return how many rows had each fate, also those that none had."""
@@ -493,6 +500,57 @@ class Import:
             causation_id=self._cause,
             effective_at=effective_at,
         )
+
+
+async def end_unread(
+    aggregates: AggregateReader,
+    handler: CommandHandler,
+    *,
+    ledger_id: int,
+    actor: Actor,
+    import_id: UUID,
+    counts: Mapping[str, int],
+) -> None:
+    """Record that an import ended early whose sheet cannot be read any more, if it was begun."""
+    started, cause = await _stored(aggregates, ledger_id, import_id)
+    if started is not None:
+        metadata = CommandMetadata(
+            ledger_id=ledger_id, actor=actor, correlation_id=f"import:{import_id}", causation_id=cause
+        )
+        said: dict[str, int] = {fate: counts.get(fate, 0) for fate in FATES}
+        await _record_end(handler, metadata, started, said, complete=False)
+
+
+async def _stored(
+    aggregates: AggregateReader, ledger_id: int, import_id: UUID
+) -> tuple[SheetImport | None, UUID | None]:
+    """Return an import as far as it is recorded, and the id of its first event."""
+    stream = await aggregates.events.stream(ledger_id, import_id) or []
+    started: SheetImport | None = None
+    for recorded in stream:
+        started = cast("SheetImport", recorded.event.mutate(started))
+    return started, stream[0].event_id if stream else None
+
+
+async def _record_end(
+    handler: CommandHandler,
+    metadata: CommandMetadata,
+    started: SheetImport,
+    counts: dict[str, int],
+    *,
+    complete: bool,
+) -> SheetImport:
+    """Record what became of the rows; where that fails, the import has no end, and its rows stay recorded."""
+
+    async def decide(_: Ledger, when: When) -> Decision[SheetImport]:
+        return end_import(copied(started), complete=complete, counts=counts, when=when)
+
+    try:
+        result = await handler.handle(metadata, decide)
+    except Exception as error:  # noqa: BLE001 - what ended the import is raised, and not this
+        log.warning("The end of import %s could not be recorded: %s", started.id, error)
+        return started
+    return started if result.aggregate is None else result.aggregate
 
 
 def _sheets(file: ReadSheets, options: ImportOptions) -> list[SheetColumns]:

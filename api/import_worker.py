@@ -12,20 +12,21 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from api.import_run import AT_ONCE, Import
+from api.import_run import AT_ONCE, Import, end_unread
 from api.imports import Asked, line, row_content, summary_content
 from api.sheet_files import SheetError, read_sheets
 from domain.values import Actor
 from infra.crypto.envelope import MasterKeyError
 from infra.crypto.keyring import KeyErased
 from infra.errors import KeyNoLongerValid, Unavailable
-from infra.imports.runs import MAX_VAIN_STARTS, Cancelled, ImportRuns, StoredSheetAltered
+from infra.imports.runs import MAX_VAIN_STARTS, Cancelled, ImportRuns, Progress, StoredSheetAltered
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from api.import_run import RowOutcome
     from infra.imports.runs import ImportRun
     from infra.runtime import Runtime
 
@@ -58,26 +59,40 @@ class ImportWorker:
             OSError: something of this machine is away, or full; the same.
 
         """
-        if run.vain_starts >= MAX_VAIN_STARTS:
-            await self._runs.stop(run, "failed", DIED, started=False)
-            return
+        under_way = _UnderWay(run)
         try:
-            await self._runs.start(run)
-            await self._go_on(run, still_leads)
+            stops = await self._start(run)
+            if run.vain_starts >= MAX_VAIN_STARTS:
+                await self._stop(under_way, "failed", DIED)
+                return
+            await self._go_on(under_way, still_leads, stops)
         except (SheetError, StoredSheetAltered, KeyNoLongerValid, KeyErased) as error:
             said = {KeyNoLongerValid: KEY_ENDED, StoredSheetAltered: ALTERED, KeyErased: ERASED}
-            await self._runs.stop(run, "failed", said.get(type(error), str(error)))
+            await self._stop(under_way, "failed", said.get(type(error), str(error)))
         except Cancelled:
-            await self._runs.stop(run, "cancelled", f"It was cancelled. {_AGAIN}")
+            await self._stop(under_way, "cancelled", f"It was cancelled. {_AGAIN}")
         except (Unavailable, MasterKeyError, OSError, asyncio.CancelledError):
             with contextlib.suppress(Exception):  # what interrupted it is raised, and not this
                 await self._runs.interrupted(run)
             raise
         except Exception:
             log.exception("Import %s cannot go on", run.import_id)
-            await self._runs.stop(run, "failed", DEFECT)
+            await self._stop(under_way, "failed", DEFECT)
 
-    async def _go_on(self, run: ImportRun, still_leads: Callable[[], Awaitable[None]]) -> None:
+    async def _start(self, run: ImportRun) -> Exception | None:
+        """Begin with an import; return why nothing more of it is recorded, if another worker has begun it before."""
+        try:
+            await self._runs.start(run)
+        except (Cancelled, KeyNoLongerValid) as error:
+            if run.starts == 0:
+                raise
+            return error
+        return None
+
+    async def _go_on(
+        self, under_way: _UnderWay, still_leads: Callable[[], Awaitable[None]], stops: Exception | None
+    ) -> None:
+        run = under_way.run
         with tempfile.TemporaryFile() as stored:
             await self._runs.open(run, stored)
             file = await read_sheets(stored)
@@ -88,30 +103,78 @@ class ImportWorker:
                 self._opened.aggregates,
                 self._opened.handler,
                 ledger_id=run.ledger_id,
-                actor=Actor(str(run.key_id), run.role),
+                actor=under_way.actor,
                 policy=asked.policy,
                 file=file,
                 file_sha256=run.file_sha256,
                 options=asked.options,
                 import_id=run.import_id,
             )
-            await importing.resume(run.counts, NOTED_ROWS + AT_ONCE)
-            done = noted = run.rows_done
-            lines: list[bytes] = []
+            await importing.resume(run.counts, NOTED_ROWS + AT_ONCE, stops)
+            under_way.importing = importing
             async with contextlib.aclosing(importing.outcomes(goes_on=True)) as found:
                 async for outcomes in found:
-                    lines += [line(row_content(outcome)) for outcome in outcomes]
-                    done += len(outcomes)
-                    if done - noted >= NOTED_ROWS:
-                        try:
-                            await self._runs.reached(run, noted, done, importing.all_counts(), b"".join(lines))
-                        except Cancelled:
-                            await importing.end_early()
-                            raise
-                        lines, noted = [], done
+                    under_way.add(outcomes)
+                    if under_way.done - under_way.noted >= NOTED_ROWS:
+                        await self._runs.reached(run, under_way.take(importing))
                     await still_leads()
-            lines.append(line(summary_content(importing)))
-            await self._runs.end(run, importing.all_counts(), noted, done, b"".join(lines))
+            under_way.lines.append(line(summary_content(importing)))
+            await self._runs.end(run, under_way.take(importing))
+
+    async def _stop(self, under_way: _UnderWay, state: Literal["failed", "cancelled"], error: str) -> None:
+        """End an import that does not go on: with what was recorded of it, and in the trail while its key is valid."""
+        run, importing = under_way.run, under_way.importing
+        progress = None
+        if importing is not None:
+            under_way.add(importing.left)
+            if under_way.lines:
+                progress = under_way.take(importing)
+        if error != KEY_ENDED and importing is not None:
+            await importing.end_early()
+        elif error != KEY_ENDED:
+            await end_unread(
+                self._opened.aggregates,
+                self._opened.handler,
+                ledger_id=run.ledger_id,
+                actor=under_way.actor,
+                import_id=run.import_id,
+                counts=run.counts,
+            )
+        await self._runs.stop(run, state, error, progress)
+
+
+class _UnderWay:
+    """An import that is carried out: what was done of it since the last note.
+
+    Attributes:
+        run: the import as it is stored.
+        importing: what judges its rows, once the sheet is read.
+        done: how many rows are done; `noted` of them as of the last note.
+        lines: the lines of the report since.
+
+    """
+
+    def __init__(self, run: ImportRun) -> None:
+        self.run = run
+        self.importing: Import | None = None
+        self.done = self.noted = run.rows_done
+        self.lines: list[bytes] = []
+
+    @property
+    def actor(self) -> Actor:
+        """Who has sent it."""
+        return Actor(str(self.run.key_id), self.run.role)
+
+    def add(self, outcomes: Sequence[RowOutcome]) -> None:
+        """Take what became of some rows."""
+        self.lines += [line(row_content(outcome)) for outcome in outcomes]
+        self.done += len(outcomes)
+
+    def take(self, importing: Import) -> Progress:
+        """Return what is to be noted, once."""
+        progress = Progress(self.noted, self.done, importing.all_counts(), b"".join(self.lines))
+        self.noted, self.lines = self.done, []
+        return progress
 
 
 def load(opened: Runtime) -> Callable[[ImportRun, Callable[[], Awaitable[None]]], Awaitable[None]]:

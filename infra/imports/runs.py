@@ -216,6 +216,16 @@ class ImportRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How an import went on from a row to another: how many rows had each fate so far, and the report's new lines."""
+
+    before: int
+    now: int
+    counts: Mapping[str, int]
+    lines: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ImportFigures:
     """How many imports are open, in all ledgers, and since when the oldest of them is."""
 
@@ -388,8 +398,8 @@ class ImportRuns:
             raise StoredSheetAltered
         file.flush()
 
-    async def reached(self, run: ImportRun, before: int, now: int, counts: Mapping[str, int], lines: bytes) -> None:
-        """Note that an import went on from a row to another, with the lines of its report for these: both or neither.
+    async def reached(self, run: ImportRun, progress: Progress) -> None:
+        """Note how far an import is, with the lines of its report: both or neither.
 
         Raises:
             Unavailable: another worker has gone on with it.
@@ -398,13 +408,13 @@ class ImportRuns:
 
         """
         async with self._changing(run.ledger_id) as connection:
-            cancelled_by = await self._reach(connection, run, before, now, counts, lines)
+            cancelled_by = await self._reach(connection, run, progress)
         if cancelled_by is not None:
             raise Cancelled
         async with self._changing(run.ledger_id) as connection:
             await lock_valid_key(connection, run.ledger_id, run.key_id)
 
-    async def end(self, run: ImportRun, counts: Mapping[str, int], before: int, now: int, lines: bytes) -> None:
+    async def end(self, run: ImportRun, progress: Progress) -> None:
         """End an import of which all rows are done, with the last lines of its report, and delete its sheet.
 
         Raises:
@@ -412,44 +422,39 @@ class ImportRuns:
 
         """
         async with self._changing(run.ledger_id) as connection:
-            await self._reach(connection, run, before, now, counts, lines)
+            await self._reach(connection, run, progress)
             await _end(connection, run, "ended", None)
 
     async def stop(
-        self, run: ImportRun, state: Literal["failed", "cancelled"], error: str, *, started: bool = True
+        self, run: ImportRun, state: Literal["failed", "cancelled"], error: str, progress: Progress | None
     ) -> None:
-        """End an import that does not go on, and delete its sheet.
+        """End an import that this process has started and that does not go on, and delete its sheet.
 
         Args:
             run: the import.
             state: how it ends.
             error: why, and what to do.
-            started: whether this process has started it.
+            progress: how far it went since the last note, if it did.
 
         Raises:
             Unavailable: another worker has gone on with it.
 
         """
         async with self._changing(run.ledger_id) as connection:
-            await _end(connection, run, state, error, started=started)
+            if progress is not None:
+                await self._reach(connection, run, progress)
+            await _end(connection, run, state, error)
 
-    async def _reach(
-        self,
-        connection: LedgerConnection,
-        run: ImportRun,
-        before: int,
-        now: int,
-        counts: Mapping[str, int],
-        lines: bytes,
-    ) -> UUID | None:
+    async def _reach(self, connection: LedgerConnection, run: ImportRun, progress: Progress) -> UUID | None:
         """Note how far an import is; return who has cancelled it."""
-        reached = (now, orjson.dumps(counts).decode(), run.import_id, run.starts + 1)
+        reached = (progress.now, orjson.dumps(progress.counts).decode(), run.import_id, run.starts + 1)
         row = await (await connection.execute(_REACHED, reached)).fetchone()
         if row is None:
             raise Unavailable(_GONE_ON)
+        number = progress.before + 1
         sealing = await self._reports(run.ledger_id)
-        sealed = sealing.seal(zlib.compress(lines), _place(run.import_id, "report", before + 1))
-        await connection.execute(_ADD_PART, (run.import_id, run.ledger_id, "report", before + 1, sealed))
+        sealed = sealing.seal(zlib.compress(progress.lines), _place(run.import_id, "report", number))
+        await connection.execute(_ADD_PART, (run.import_id, run.ledger_id, "report", number, sealed))
         cancelled_by: UUID | None = row[0]
         return cancelled_by
 
@@ -488,10 +493,8 @@ async def purge(connection: LedgerConnection, rows: int) -> int:
     return (await connection.execute(_PURGE, (KEEP_DAYS, rows))).rowcount
 
 
-async def _end(
-    connection: LedgerConnection, run: ImportRun, state: RunState, error: str | None, *, started: bool = True
-) -> None:
-    if (await connection.execute(_END, (state, error, run.import_id, run.starts + started))).rowcount == 0:
+async def _end(connection: LedgerConnection, run: ImportRun, state: RunState, error: str | None) -> None:
+    if (await connection.execute(_END, (state, error, run.import_id, run.starts + 1))).rowcount == 0:
         raise Unavailable(_GONE_ON)
     await connection.execute(_DELETE_SHEET, (run.import_id,))
 

@@ -84,6 +84,36 @@ def owner(world: World, statement: str, *values: Any) -> list[Any]:
         return cursor.fetchall() if cursor.description else []
 
 
+def dies_after(world: World, monkeypatch: pytest.MonkeyPatch, sent: dict[str, Any], recorded: int) -> None:
+    """Carry an import out until so many rows are recorded, the last one of which is not noted."""
+    outcomes = import_run.Import._recorded
+    count = 0
+
+    async def dying(self: Any, *given: Any) -> Any:
+        nonlocal count
+        found = await outcomes(self, *given)
+        count += 1
+        if count == recorded:
+            raise Unavailable("The worker dies after a row was recorded, and before that is noted.")
+        return found
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(import_run.Import, "_recorded", dying)
+        with pytest.raises(Unavailable):
+            work(world, sent)
+
+
+def alter(world: World, sent: dict[str, Any], table: str = "import_parts", column: str = "sealed") -> None:
+    """Alter what is stored of a sheet."""
+    altered = f"set_byte({column}, 40, get_byte({column}, 40) # 1)"
+    owner(world, f"UPDATE {table} SET {column} = {altered} WHERE import_id = %s", sent["import_id"])
+
+
+def told_rows(world: World, sent: dict[str, Any]) -> list[str]:
+    """Return the fates of the rows that a report has."""
+    return [row["fate"] for row in report(world, sent) if "fate" in row]
+
+
 def stored(world: World, sent: dict[str, Any], what: str = "count(*)") -> Any:
     """Return something of the stored pieces of a sheet."""
     query = f"SELECT {what} FROM import_parts WHERE import_id = %s AND kind = 'sheet'"
@@ -131,21 +161,7 @@ def test_an_import_that_was_interrupted_goes_on_and_records_nothing_twice(
     world: World, monkeypatch: pytest.MonkeyPatch, recorded: int
 ) -> None:
     sent = later(world, *ROWS)
-    outcomes = import_run.Import._recorded
-    count = 0
-
-    async def dying(self: Any, *given: Any) -> Any:
-        nonlocal count
-        found = await outcomes(self, *given)
-        count += 1
-        if count == recorded:
-            raise Unavailable("The worker dies after a row was recorded, and before that is noted.")
-        return found
-
-    with monkeypatch.context() as until_then:
-        until_then.setattr(import_run.Import, "_recorded", dying)
-        with pytest.raises(Unavailable):
-            work(world, sent)
+    dies_after(world, monkeypatch, sent, recorded)
     assert state(world, sent)["state"] == "running"
     work(world, sent)
     done = state(world, sent)
@@ -199,6 +215,7 @@ def test_an_import_whose_key_is_revoked_fails_and_says_so(
     done = state(world, sent)
     assert (done["state"], kinds(world)["CodeGenerated"], stored(world, sent)) == ("failed", after, 0)
     assert done["error"] == import_worker.KEY_ENDED
+    assert (done["rows_done"], done["new"], told_rows(world, sent)) == (after, after, ["new"] * after)
 
 
 @pytest.mark.usefixtures("small")
@@ -226,6 +243,33 @@ def test_an_import_is_cancelled_before_it_begins_or_at_its_next_note(
     told(world.client.delete(path.format(running["import_id"])), 204)
 
 
+@pytest.mark.usefixtures("small")
+def test_an_import_that_is_cancelled_between_two_workers_tells_of_each_row_that_was_recorded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = later(world, *ROWS)
+    dies_after(world, monkeypatch, sent, 3)
+    assert (state(world, sent)["rows_done"], kinds(world)["CodeGenerated"]) == (2, 3)
+    told(world.client.delete(f"/v1/imports/{sent['import_id']}"), 204)
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["state"], done["rows_done"], done["new"]) == ("cancelled", 3, 3)
+    assert told_rows(world, sent) == ["new"] * 3
+    assert kinds(world) == {"ImportStarted": 1, "CodeGenerated": 3, "ImportEnded": 1}
+    (ended,) = [event for event in events(world) if event["type"] == "ImportEnded"]
+    assert (ended["body"]["complete"], ended["body"]["new"]) == (False, 3)
+
+
+@pytest.mark.usefixtures("small")
+def test_an_import_whose_sheet_opens_no_more_ends_in_the_trail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = later(world, *ROWS)
+    dies_after(world, monkeypatch, sent, 3)
+    alter(world, sent)
+    work(world, sent)
+    assert state(world, sent)["error"] == import_worker.ALTERED
+    assert kinds(world) == {"ImportStarted": 1, "CodeGenerated": 3, "ImportEnded": 1}
+
+
 def sent_by(world: World) -> str:
     """Return the id of the administrator's key."""
     keys = told(world.client.get("/v1/keys"), 200)["keys"]
@@ -236,8 +280,7 @@ def sent_by(world: World) -> str:
 @pytest.mark.parametrize(("table", "column"), [("import_parts", "sealed"), ("import_runs", "sealed_key")])
 def test_a_stored_sheet_that_was_altered_is_not_imported(world: World, table: str, column: str) -> None:
     sent = later(world, *ROWS)
-    altered = f"set_byte({column}, 40, get_byte({column}, 40) # 1)"
-    owner(world, f"UPDATE {table} SET {column} = {altered} WHERE import_id = %s", sent["import_id"])
+    alter(world, sent, table, column)
     work(world, sent)
     done = state(world, sent)
     assert (done["state"], done["error"], events(world)) == ("failed", import_worker.ALTERED, [])
@@ -329,6 +372,27 @@ def test_an_error_of_the_program_fails_the_import_and_no_other(world: World, mon
         work(world, wrong)
     work(world, right)
     assert (state(world, wrong)["error"], state(world, right)["new"]) == (import_worker.DEFECT, 6)
+
+
+@pytest.mark.usefixtures("small")
+def test_rows_that_were_recorded_beside_one_that_fails_are_told_of(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_run, "AT_ONCE", 4)
+    sent = later(world, *([f"creator-{n}", *row[1:]] for n, row in enumerate(ROWS)))
+    judged = import_run.Import._row
+
+    async def defect(self: Any, row: Any, facts: Any) -> Any:
+        if facts.video_id == "video-1":
+            raise ZeroDivisionError
+        return await judged(self, row, facts)
+
+    monkeypatch.setattr(import_run.Import, "_row", defect)
+    work(world, sent)
+    done = state(world, sent)
+    assert (done["error"], done["rows_done"], done["new"]) == (import_worker.DEFECT, 3, 3)
+    assert [row["row"] for row in report(world, sent) if "fate" in row] == [2, 4, 5]
+    assert kinds(world) == {"ImportStarted": 1, "CodeGenerated": 3, "ImportEnded": 1}
 
 
 @pytest.mark.usefixtures("small")
