@@ -57,7 +57,7 @@ def test_a_large_sheet_is_followed_to_its_report_and_cancelled(
         report = client.get(f"{path}/report", headers=HTML)
         assert (report.headers["content-type"], b'"rows":4' in report.content) == ("application/x-ndjson", True)
         assert client.post(f"{path}/cancellation", headers=HTML).headers["location"] == path
-        assert "It is being cancelled." in client.get(path, headers=HTML).text
+        assert "It was cancelled before a worker began it." in client.get(path, headers=HTML).text
     (one,) = told(own_world.client.get("/v1/imports"), 200)["imports"]
     assert one["cancelled_by"] == one["key_id"]
 
