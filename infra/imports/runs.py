@@ -14,6 +14,7 @@ from the ledger's, and deleted after some days.
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,7 +42,11 @@ RunState = Literal["waiting", "running", "ended", "failed", "cancelled"]
 Kind = Literal["sheet", "report"]
 # Of a ledger, at a time. With the largest file, this is what is stored of a ledger's sheets.
 MAX_OPEN_RUNS: Final = 4
+# Of all ledgers of a server; the database has this limit, in `accept_import`.
+MAX_OPEN_MIB: Final = 1024
 KEEP_DAYS: Final = 30
+# Of a ledger, with their reports: older ones are deleted before their time.
+MAX_ENDED_RUNS: Final = 200
 # An import that no worker has ended by then fails. The database knows this limit too, in `carries_out_import`.
 OPEN_DAYS: Final = 7
 PIECE_BYTES: Final = 1024 * 1024
@@ -50,9 +55,15 @@ MAX_VAIN_STARTS: Final = 5
 # How long one waits that was interrupted, at first, and at most.
 RETRY_FIRST_S: Final = 5
 RETRY_MAX_S: Final = 300
+# After how long a sheet is sent again for which there was no room.
+RETRY_FULL_S: Final = 60
 START_BYTES: Final = 4
 _REPORTS: Final = "reports of imports v1"
 _GONE_ON: Final = "Another worker has gone on with this import, or it has ended."
+FULL: Final = (
+    "Too many large sheets wait for the worker of this server. This one was not stored, and nothing of it was "
+    "recorded. Send it again later."
+)
 TOO_OLD: Final = (
     f"No worker has carried this import out within {OPEN_DAYS} days. Start a worker with the part `imports`, and send "
     "the sheet again: rows that are recorded are known."
@@ -90,7 +101,7 @@ _NEXT: Final = f"""
 """
 _LOCK_COUNT: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
 _COUNT: Final = "SELECT count(*) FROM import_runs WHERE ledger_id = %s AND ended_at IS NULL"
-_ACCEPT: Final = "SELECT accept_import(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_ACCEPT: Final = "SELECT accept_import(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _KEY: Final = "SELECT sealed_key FROM import_runs WHERE ledger_id = %s AND import_id = %s"
 _ADD_PART: Final = "INSERT INTO import_parts (import_id, ledger_id, kind, number, sealed) VALUES (%s, %s, %s, %s, %s)"
 _PART: Final = """
@@ -152,9 +163,21 @@ _GIVE_UP: Final = """
 """
 _PURGE: Final = """
     DELETE FROM import_runs WHERE import_id IN (
-        SELECT import_id FROM import_runs
-        WHERE ended_at < now() - make_interval(days => %s)
-        LIMIT %s
+        (SELECT import_id FROM import_runs WHERE ended_at < now() - make_interval(days => %(days)s))
+        UNION ALL
+        (
+            SELECT r.import_id
+            FROM ledgers l
+            CROSS JOIN LATERAL (
+                SELECT import_id
+                FROM import_runs
+                WHERE ledger_id = l.ledger_id
+                AND ended_at IS NOT NULL
+                ORDER BY ended_at DESC
+                OFFSET %(keep)s
+            ) r
+        )
+        LIMIT %(rows)s
     )
 """
 
@@ -269,6 +292,7 @@ class ImportRuns:
 
         Raises:
             TooManyRuns: the ledger has reached its limit.
+            Unavailable: the server has; or the database is away.
             KeyNoLongerValid: the key was revoked in the meantime.
 
         """
@@ -281,10 +305,13 @@ class ImportRuns:
             row = await (await connection.execute(_COUNT, (ledger_id,))).fetchone()
             if row is None or row[0] >= MAX_OPEN_RUNS:
                 raise TooManyRuns
-            accepting = (key_id, token, ledger_id, role, import_id, text, file_sha256, rows, sealed_key)
+            size = file.seek(0, os.SEEK_END)
+            accepting = (key_id, token, ledger_id, role, import_id, text, file_sha256, size, rows, sealed_key)
             row = await (await connection.execute(_ACCEPT, accepting)).fetchone()
-            if row is None or not row[0]:
+            if row is None or row[0] == "key":
                 raise KeyNoLongerValid
+            if row[0] == "full":
+                raise Unavailable(FULL, RETRY_FULL_S)
             file.seek(0)
             number = 0
             while piece := file.read(PIECE_BYTES):
@@ -488,9 +515,13 @@ async def import_figures(database: Database) -> ImportFigures:
 
 
 async def purge(connection: LedgerConnection, rows: int) -> int:
-    """Give up imports that have been open for too long, and delete old ones with their reports; return how many."""
+    """Give up imports that have been open for too long, and delete old ones with their reports; return how many.
+
+    Old is one that ended days ago, or before many others of its ledger.
+    """
     await connection.execute(_GIVE_UP, (TOO_OLD, OPEN_DAYS))
-    return (await connection.execute(_PURGE, (KEEP_DAYS, rows))).rowcount
+    limits = {"days": KEEP_DAYS, "keep": MAX_ENDED_RUNS, "rows": rows}
+    return (await connection.execute(_PURGE, limits)).rowcount
 
 
 async def _end(connection: LedgerConnection, run: ImportRun, state: RunState, error: str | None) -> None:

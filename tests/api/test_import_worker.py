@@ -443,6 +443,36 @@ def test_old_imports_are_deleted_and_those_that_nobody_carried_out_fail(world: W
 
 
 @pytest.mark.usefixtures("small")
+def test_the_newest_imports_of_a_ledger_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MAX_ENDED_RUNS", 2)
+    end_others(world)
+    sent = [later(world, *ROWS) for _ in range(3)]
+    for one in sent:
+        told(world.client.delete(f"/v1/imports/{one['import_id']}"), 204)
+    open_one = later(world, *ROWS)
+    serving = world.server.serving
+    serving.call(purge(serving.worker.database))
+    listed = [one["import_id"] for one in told(world.client.get("/v1/imports"), 200)["imports"]]
+    assert listed == [one["import_id"] for one in (open_one, sent[2], sent[1])]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_sheets_that_wait_of_all_ledgers_have_a_limit(world: World) -> None:
+    end_others(world)
+    sent = later(world, *ROWS)
+    assert owner(world, "SELECT bytes FROM import_runs WHERE import_id = %s", sent["import_id"])[0][0] == len(
+        sheet(*ROWS)
+    )
+    full = runs.MAX_OPEN_MIB * 1024 * 1024
+    owner(world, "UPDATE import_runs SET bytes = %s WHERE import_id = %s", full, sent["import_id"])
+    another = world.another()
+    answer = send(another, sheet(*ROWS), record="true", permission="true")
+    assert (refused(answer), answer.headers["retry-after"]) == ((503, "unavailable"), str(runs.RETRY_FULL_S))
+    told(world.client.delete(f"/v1/imports/{sent['import_id']}"), 204)
+    later(another, *ROWS)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_worker_records_with_no_key_but_that_of_an_open_import(world: World) -> None:
     sent = later(world, *ROWS)
     serving = world.server.serving

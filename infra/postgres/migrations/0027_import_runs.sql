@@ -9,6 +9,7 @@ CREATE TABLE import_runs (
     -- How the sheet is read: the parameters of the request, what its mapping said, and what was allowed then.
     asked           jsonb NOT NULL CHECK (octet_length(asked::text) <= 32768),
     file_sha256     text NOT NULL,
+    bytes           int NOT NULL CHECK (bytes >= 0),
     -- The key of the pieces of the sheet, sealed in the present epoch: after an erasure no copy of them opens.
     sealed_key      bytea,
     rows            int NOT NULL,
@@ -79,11 +80,12 @@ GRANT DELETE, UPDATE (sealed_key, state, rows_done, counts, error, starts, vain_
 GRANT INSERT, DELETE ON import_parts TO sparkledger_worker;
 
 -- Accept an import from a key that was presented, and that may record: with this, a worker may record in its name, until
--- the import ends. False where the key is not valid any more.
+-- the import ends. Answers 'accepted'; 'full' where the sheets of all ledgers that wait have a GiB; 'key' where the key is
+-- not valid any more. Those who ask at the same time may together exceed that by their own sheets.
 CREATE FUNCTION accept_import(
-    by_key uuid, by_token bytea, of_ledger int, in_role text, new_import uuid, as_asked jsonb, sha256 text, of_rows int,
-    with_key bytea)
-RETURNS boolean
+    by_key uuid, by_token bytea, of_ledger int, in_role text, new_import uuid, as_asked jsonb, sha256 text, of_bytes int,
+    of_rows int, with_key bytea)
+RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     IF of_ledger IS DISTINCT FROM bound_ledger()
@@ -91,13 +93,21 @@ BEGIN
     THEN
         RAISE insufficient_privilege USING MESSAGE = 'an import is accepted from the key that sends it';
     END IF;
-    INSERT INTO import_runs (import_id, ledger_id, key_id, role, asked, file_sha256, sealed_key, rows)
-    SELECT new_import, of_ledger, k.key_id, in_role, as_asked, sha256, with_key, of_rows
+    IF of_bytes + (
+        SELECT coalesce(sum(r.bytes), 0)
+        FROM import_runs r
+        JOIN ledgers l ON l.ledger_id = r.ledger_id
+        WHERE r.ended_at IS NULL AND l.served_by IS NULL
+    ) > 1073741824 THEN
+        RETURN 'full';
+    END IF;
+    INSERT INTO import_runs (import_id, ledger_id, key_id, role, asked, file_sha256, bytes, sealed_key, rows)
+    SELECT new_import, of_ledger, k.key_id, in_role, as_asked, sha256, of_bytes, with_key, of_rows
     FROM api_keys k
     WHERE k.ledger_id = of_ledger AND k.key_id = by_key
     AND (k.role = in_role OR (k.kind = 'token' AND is_trusted_role(of_ledger, in_role)))
     AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp());
-    RETURN FOUND;
+    RETURN CASE WHEN FOUND THEN 'accepted' ELSE 'key' END;
 END $$;
 
 -- Cancel an import for a key that is presented: its worker stops at its next note, and one that none has begun ends now,
