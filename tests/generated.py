@@ -517,9 +517,11 @@ def limits() -> str:
             "imports that are left to the worker",
             (
                 f"{runs.MAX_OPEN_RUNS} of a ledger at a time, one of a server at work; open for at most "
-                f"{runs.OPEN_DAYS} days, and kept for {runs.KEEP_DAYS} days with their reports"
+                f"{runs.OPEN_DAYS} days, and kept for {runs.KEEP_DAYS} days with their reports, the newest "
+                f"{runs.MAX_ENDED_RUNS} of a ledger"
             ),
         ),
+        ("sheets that wait for the worker of a server, together", f"{runs.MAX_OPEN_MIB} MiB"),
         ("saved mappings of imports", f"{mappings.MAX_MAPPINGS} of a ledger, of 16 KiB each"),
         ("rows of an import that are recorded at the same time", f"{import_run.AT_ONCE}"),
         (

@@ -123,6 +123,7 @@ _START: Final = """
     AND starts = %s
     AND ended_at IS NULL
 """
+_AFTER_APPENDS: Final = "SELECT after_appends(%s)"
 # What was away may be away for this import alone, and for days: so each time it waits longer.
 _INTERRUPTED: Final = """
     UPDATE import_runs
@@ -369,6 +370,8 @@ class ImportRuns:
     async def start(self, run: ImportRun) -> None:
         """Note that this process carries an import out, and let it record in the name of the key that has sent it.
 
+        What another worker has recorded of it until then is read from then on, and it records no more.
+
         Raises:
             Unavailable: another worker has gone on with it.
             KeyNoLongerValid: the key was revoked or has expired.
@@ -376,6 +379,7 @@ class ImportRuns:
 
         """
         async with self._changing(run.ledger_id) as connection:
+            await connection.execute(_AFTER_APPENDS, (run.ledger_id,))
             if (await connection.execute(_START, (run.import_id, run.starts))).rowcount == 0:
                 raise Unavailable(_GONE_ON)
         self._database.tokens.admit_key(run.key_id, run.proof)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -190,6 +191,21 @@ def test_only_the_worker_that_began_an_import_last_records(world: World, monkeyp
     assert (state(world, sent)["state"], kinds(world)["CodeGenerated"]) == ("running", 0)
     work(world, sent)
     assert (state(world, sent)["new"], kinds(world)["CodeGenerated"]) == (6, 6)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_worker_begins_an_import_after_what_is_being_recorded(world: World) -> None:
+    sent = later(world, *ROWS)
+    ledger_id = world.server.serving.call(ledger_of(world))
+    waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid)))"
+    with psycopg.connect(world.server.database.dsn()) as recording, ThreadPoolExecutor(1) as pool:
+        recording.execute("SELECT FROM ledgers WHERE ledger_id = %s FOR NO KEY UPDATE", (ledger_id,))
+        carried_out = pool.submit(work, world, sent)
+        until(lambda: owner(world, waits, recording.info.backend_pid) == [(True,)], 60)
+        begun = state(world, sent)["started_at"]
+        recording.rollback()
+        carried_out.result()
+    assert (begun, state(world, sent)["state"]) == (None, "ended")
 
 
 @pytest.mark.usefixtures("small")

@@ -162,6 +162,14 @@ RETURN is_worker() AND EXISTS (
     AND uuid_send(r.import_id) || int4send(r.starts) = presented
 );
 
+-- Wait until everything is recorded that `append` has accepted for a ledger. What is changed in the same transaction, it sees
+-- before it accepts more. So a worker that begins an import, and reads then, misses nothing of the one that began it before.
+CREATE FUNCTION after_appends(of_ledger int) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    PERFORM FROM ledgers l WHERE l.ledger_id = of_ledger AND l.served_by IS NULL FOR NO KEY UPDATE;
+END $$;
+
 -- How many imports are open in all ledgers that this server serves, and since when: for metrics.
 CREATE FUNCTION import_figures(OUT open bigint, OUT oldest timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
@@ -174,8 +182,10 @@ $$;
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
 ALTER FUNCTION accept_import OWNER TO sparkledger_log;
 ALTER FUNCTION cancel_import OWNER TO sparkledger_log;
+ALTER FUNCTION after_appends OWNER TO sparkledger_log;
 ALTER FUNCTION import_figures OWNER TO sparkledger_log;
 REVOKE CREATE ON SCHEMA public FROM sparkledger_log;
-REVOKE ALL ON FUNCTION accept_import, cancel_import, import_figures FROM PUBLIC;
+REVOKE ALL ON FUNCTION accept_import, cancel_import, after_appends, import_figures FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION accept_import, cancel_import TO sparkledger_api;
+GRANT EXECUTE ON FUNCTION after_appends TO sparkledger_worker;
 GRANT EXECUTE ON FUNCTION import_figures TO sparkledger_api, sparkledger_worker;

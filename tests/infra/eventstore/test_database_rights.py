@@ -171,8 +171,8 @@ FILLED_BY_HAND = (
     VALUES (%(id)s, %(ledger)s, %(key)s, uuid_send(%(id)s))
     """,
     """
-    INSERT INTO import_runs (import_id, ledger_id, key_id, role, asked, file_sha256, sealed_key, rows)
-    VALUES (%(id)s, %(ledger)s, %(key)s, 'operator', '{}', '', '', 1)
+    INSERT INTO import_runs (import_id, ledger_id, key_id, role, asked, file_sha256, bytes, sealed_key, rows)
+    VALUES (%(id)s, %(ledger)s, %(key)s, 'operator', '{}', '', 0, '', 1)
     """,
     "INSERT INTO import_parts VALUES (%(id)s, %(ledger)s, 'sheet', 1, '')",
     "INSERT INTO import_mappings VALUES (%(ledger)s, 'agency', '{}', now(), %(key)s)",
