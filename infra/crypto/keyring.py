@@ -50,6 +50,11 @@ def shared_purpose(name: str) -> str:
     return f"shared key for {name}"
 
 
+def sheet_purpose(import_id: UUID) -> str:
+    """Return what the key of a sheet is bound to that waits to be imported."""
+    return f"key of the sheet of import {import_id}"
+
+
 async def wrapped_with(key_provider: KeyProvider, master_key_id: str, key: bytes, purpose: str) -> bytes:
     """Wrap a key and return what is stored: the id of the master key, then the wrapped key."""
     return bytes.fromhex(master_key_id) + await key_provider.wrap(master_key_id, key, purpose)
@@ -244,7 +249,8 @@ class Keyring:
     async def seal_until_erasure(self, ledger_id: int, key: bytes, purpose: str) -> bytes:
         """Seal a key that is needed for minutes: with one of the ledger's, and with that of the present epoch.
 
-        Nobody seals it again in the next epoch. So after the next erasure it opens no more, in whatever copy.
+        It is sealed again in the next epoch only where no erasure of its ledger ends this one (`rotation`). So after
+        the next erasure of a creator of this ledger it opens no more, in whatever copy.
 
         Raises:
             MasterKeyError: a key is missing.

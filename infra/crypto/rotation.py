@@ -30,6 +30,7 @@ from infra.crypto.keyring import (
     creator_purpose,
     fingerprint_purpose,
     shared_purpose,
+    sheet_purpose,
     unwrapped_with,
     wrapped_with,
 )
@@ -62,6 +63,19 @@ _OF_OTHER_EPOCHS: Final = """
     ORDER BY ledger_id, key_id
     LIMIT %s
 """
+# Sheets of ledgers in which no erasure is under way. One that begins from now on ends the epoch that is present now.
+_SHEETS_OF_OTHER_EPOCHS: Final = """
+    SELECT r.import_id, r.sealed_key
+    FROM import_runs r
+    WHERE r.import_id > %s
+    AND r.ended_at IS NULL
+    AND substring(r.sealed_key FROM 1 FOR 8) <> %s
+    AND EXISTS (SELECT FROM ledgers l WHERE l.ledger_id = r.ledger_id) -- that this server serves
+    AND NOT EXISTS (SELECT FROM erasures d WHERE d.ledger_id = r.ledger_id AND d.carried_out_at IS NULL)
+    ORDER BY r.import_id
+    LIMIT %s
+"""
+_SEAL_SHEET: Final = "UPDATE import_runs SET sealed_key = %s WHERE import_id = %s AND sealed_key = %s"
 # Standbys, and archives that are fed by replication, that may not have everything yet, and have not had their time. How
 # far one is, a login without the role pg_read_all_stats does not see.
 _BEHIND: Final = """
@@ -171,6 +185,9 @@ async def rotate(conninfo: str, key_provider: KeyProvider, say: Callable[[str], 
 async def change_epoch(conninfo: str, key_provider: KeyProvider) -> bool:
     """Begin a new epoch if an erasure needs it, seal every creator's key in it, and destroy the keys of those before.
 
+    Keys of sheets that wait to be imported are sealed in it, too, but for those of ledgers in which somebody was
+    erased: a row may be the person's.
+
     Each step can be the last one before a crash: the next call goes on there. The keys are not destroyed before every
     standby has what was sealed again, or has had five minutes for it: one that takes over too early would have only
     keys that nobody can open.
@@ -197,6 +214,7 @@ async def change_epoch(conninfo: str, key_provider: KeyProvider) -> bool:
             return False
         present = await begin_epoch(connection, key_provider.epochs)
         await _seal_in(connection, key_provider.epochs, present)
+        await _seal_sheets_in(connection, key_provider.epochs, present)
         if await _is_true(connection, _BEHIND, STANDBY_S):
             return False
         # What was sealed again may be the work of a process that has died, and be on no standby yet.
@@ -227,6 +245,22 @@ async def _seal_in(connection: LedgerConnection, epochs: EpochKeys, present: str
         ledgers, ids, old = (list(column) for column in zip(*rows, strict=True))
         await connection.execute(_REWRAP, ("creator_keys", ledgers, [str(key_id) for key_id in ids], old, fresh))
         place = rows[-1][:2]
+
+
+async def _seal_sheets_in(connection: LedgerConnection, epochs: EpochKeys, present: str) -> None:
+    """Seal the keys of sheets in the present epoch. One that does not open is left: its import fails, and says so."""
+    place, into = UUID(int=0), epochs.key(present)
+    while True:
+        parameters = (place, bytes.fromhex(present), BATCH_ROWS)
+        rows = await (await connection.execute(_SHEETS_OF_OTHER_EPOCHS, parameters)).fetchall()
+        if not rows:
+            return
+        for import_id, stored in rows:
+            purpose = sheet_purpose(import_id)
+            with suppress(MasterKeyError):
+                fresh = bytes.fromhex(present) + into.seal(epochs.unseal(stored, purpose), purpose.encode())
+                await connection.execute(_SEAL_SHEET, (fresh, import_id, stored))
+        place = rows[-1][0]
 
 
 async def states(conninfo: str, key_provider: KeyProvider) -> list[MasterKeyState]:

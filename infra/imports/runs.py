@@ -25,7 +25,7 @@ from cryptography.exceptions import InvalidTag
 
 from infra.auth.key_admin import lock_valid_key
 from infra.crypto.envelope import SealingKey, fresh_key
-from infra.crypto.keyring import StoredKeyAltered
+from infra.crypto.keyring import StoredKeyAltered, sheet_purpose
 from infra.errors import KeyNoLongerValid, Unavailable
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -532,11 +532,6 @@ async def _end(connection: LedgerConnection, run: ImportRun, state: RunState, er
     if (await connection.execute(_END, (state, error, run.import_id, run.starts + 1))).rowcount == 0:
         raise Unavailable(_GONE_ON)
     await connection.execute(_DELETE_SHEET, (run.import_id,))
-
-
-def sheet_purpose(import_id: UUID) -> str:
-    """Return what the key of a sheet is bound to."""
-    return f"key of the sheet of import {import_id}"
 
 
 def _place(import_id: UUID, kind: Kind, number: int) -> bytes:

@@ -34,10 +34,10 @@ from infra.crypto.keyring import (
     creator_key_wrapped_with,
     creator_purpose,
     fingerprint_purpose,
+    sheet_purpose,
     unwrapped_with,
     wrapped_with,
 )
-from infra.imports.runs import sheet_purpose
 from infra.postgres.roles import MOVER, WORKER
 from infra.postgres.timelines import ServerConnection
 from infra.servers import ServersError

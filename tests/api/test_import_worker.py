@@ -303,15 +303,22 @@ def test_a_stored_sheet_that_was_altered_is_not_imported(world: World, table: st
 
 
 @pytest.mark.usefixtures("small")
-def test_a_sheet_that_waits_opens_no_more_after_an_erasure(world: World) -> None:
-    world.generate("eve")
-    sent = later(world, *ROWS)
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_sheet_that_waits_opens_no_more_after_an_erasure_in_its_ledger(world: World, has_key: bool) -> None:
+    if has_key:
+        world.generate("eve")
+    else:
+        world.permit("eve")
+    another = world.another()
+    sent, other = later(world, *ROWS), later(another, *ROWS)
     path = "/v1/creators/eve/erasure"
     told(world.client.post(path, json={"reason": "asked"}), 200)
     until(lambda: told(world.client.get(path), 200)["carried_out_at"] is not None, 60)
     work(world, sent)
     done = state(world, sent)
     assert (done["state"], done["error"], kinds(world)["ImportStarted"]) == ("failed", import_worker.ERASED, 0)
+    work(another, other)
+    assert state(another, other)["state"] == "ended"
 
 
 @pytest.mark.usefixtures("small")

@@ -235,7 +235,9 @@ BEGIN
     WHERE a.ledger_id = of_ledger AND a.key_id = ANY (theirs) AND a.sealed IS NOT NULL;
     INSERT INTO erasures (ledger_id, position, creator_stream, epoch, carried_out_at)
     VALUES (of_ledger, recorded.position, recorded.stream_id, coalesce(present_epoch, 0),
-            CASE WHEN removed = made THEN clock_timestamp() END) -- there was no key, so no copy of one is anywhere
+            -- If there was no key, no copy of one is anywhere; but a sheet that was to be imported may name the person.
+            CASE WHEN removed = made AND NOT EXISTS (SELECT FROM import_runs r WHERE r.ledger_id = of_ledger)
+                THEN clock_timestamp() END)
     ON CONFLICT DO NOTHING;
     RETURN (SELECT k.key_id FROM creator_keys k WHERE k.ledger_id = of_ledger AND k.creator = of_creator);
 END $$;

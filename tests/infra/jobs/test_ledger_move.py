@@ -21,9 +21,10 @@ import pytest
 
 from api import import_worker
 from infra.crypto.epochs import EpochKeyMissing
+from infra.crypto.keyring import sheet_purpose
 from infra.crypto.rotation import change_epoch
 from infra.eventstore.differences import CHECKED, REPORT
-from infra.imports.runs import ImportRuns, purge, sheet_purpose
+from infra.imports.runs import ImportRuns, purge
 from infra.jobs import ledger_move
 from infra.jobs.ledger_move import STAYS, LedgerMove, Moved, MoveError, Server, forget, tables_of
 from infra.postgres.embedded.server import EmbeddedPostgres
@@ -267,12 +268,13 @@ async def test_an_import_that_nobody_carried_out_fails_only_where_its_ledger_has
     assert states == [("waiting",), ("failed",)]
 
 
-def end_epoch(database: TestDatabase, master: str) -> None:
-    """End the epoch of a server, as an erasure does."""
+def end_epoch(database: TestDatabase, master: str, ledger: str) -> None:
+    """End the epoch of a server, as an erasure in a ledger does."""
     database.sql(
         "INSERT INTO erasures (ledger_id, position, creator_stream, epoch)"
-        " SELECT 1, 0, gen_random_uuid(), number FROM key_epochs WHERE present"
-        " ON CONFLICT (ledger_id, position) DO UPDATE SET epoch = excluded.epoch, carried_out_at = NULL RETURNING 1"
+        " SELECT ledger_id, 0, gen_random_uuid(), number FROM key_epochs, ledgers WHERE present AND name = %s"
+        " ON CONFLICT (ledger_id, position) DO UPDATE SET epoch = excluded.epoch, carried_out_at = NULL RETURNING 1",
+        (ledger,),
     )
     assert asyncio.run(change_epoch(database.dsn(), master_key_of(master)))
 
@@ -295,7 +297,7 @@ def test_a_sheet_that_an_erasure_closes_during_the_move_opens_nowhere(ledger: Le
 
     def reached(where: str) -> None:
         if where == "followed":
-            end_epoch(ledger.servers.a, master)
+            end_epoch(ledger.servers.a, master, ledger.name)
 
     ledger.move(reached)
     of_ledger = "ledger_id = (SELECT ledger_id FROM ledgers WHERE name = %s)"
