@@ -34,9 +34,12 @@ def paths(routes: list[Route]) -> Iterator[str]:
 def test_a_route_is_the_one_that_trying_each_in_turn_finds(routes: list[Route]) -> None:
     index = Routes(routes)
     for path in dict.fromkeys(paths(routes)):
+        scope = {"type": "http", "path": path, "method": METHODS[0], "root_path": ""}
+        # A route that is of another address is so with every method.
+        reached = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
         for method in METHODS:
             scope = {"type": "http", "path": path, "method": method, "root_path": ""}
-            tried = [(route, *route.matches(scope)) for route in routes]
+            tried = [(route, *route.matches(scope)) for route in reached]
             whole = next(((route, child) for route, match, child in tried if match is Match.FULL), None)
             if whole is not None:
                 assert index.find(scope) is whole[0], (method, path)
