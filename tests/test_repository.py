@@ -196,7 +196,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     listed = run("make", "help")
 
     assert set(re.findall(r"^make (\S+) +\S", listed, flags=re.MULTILINE)) == {
-        *("up", "demo", "test", "faults", "outside", "check", "audit", "bench"),
+        *("up", "demo", "test", "faults", "outside", "soak", "check", "audit", "bench"),
         *(".env", "install", "lock", "clean", "help"),
     }
     assert run("make") == listed
