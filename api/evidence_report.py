@@ -145,6 +145,17 @@ _WORDS: Final = {
 }
 
 
+def _others(certified: Certified) -> str:
+    """Say what is shown of codes of other videos: what proves that they are of others."""
+    answer = certified.answer
+    if certified.about["kind"] != "video" and (answer is None or answer["authorized"]):
+        return ""
+    return (
+        " Of each code of another video it shows the creator, the video, and the id of the key that recorded it: only "
+        "this proves that it is not of this video. Keep that in mind before you hand the bundle on."
+    )
+
+
 def report_page(
     certified: Certified,
     role: str,
@@ -172,7 +183,7 @@ def report_page(
     further = f"<p>{more:,} more events are shown in the files of this bundle.</p>" if more > 0 else ""
     hidden = (
         f"<p>Of {withheld:,} events the bundle shows type and times, and not what they say: the key that it was made "
-        "for may not read it, or it does not bear on the matter. None of them is left out.</p>"
+        f"for may not read it, or it does not bear on the matter. None of them is left out.{_others(certified)}</p>"
         if withheld
         else ""
     )

@@ -14,6 +14,7 @@ import csv
 import io
 import itertools
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import orjson
 
+from api.sheet_columns import column_index
 from api.spreadsheet_cells import BYTE_ORDER_MARK, unguarded
 
 if TYPE_CHECKING:
@@ -46,10 +48,13 @@ MAX_READER_MEMORY_BYTES: Final = 1024 * MIB
 MAX_READER_S: Final = 60
 MAX_READ_BYTES: Final = 256 * MIB
 MAX_EXACT_NUMBER: Final = 10**15
+MAX_MERGED: Final = 100_000
 
 _ZIP: Final = b"PK\x03\x04"
 # The container of encrypted workbooks, and of those of Excel 2003 and before.
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_MERGED_CELL: Final = re.compile(rb'<(?:\w+:)?mergeCell\s[^>]{0,80}?\bref="([A-Z]{1,3})(\d{1,7}):[A-Z]{1,3}(\d{1,7})"')
+_MERGED_CELL_BYTES: Final = 200
 _SEPARATORS: Final = ",;\t|"
 _SAMPLE_LINES: Final = 20
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -267,10 +272,50 @@ def _readable() -> Iterator[None]:
 
 
 def _sheet_rows(sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yield the rows of a sheet. A cell that is merged over several rows has its value in each of them, as it looks."""
     with _readable():
+        merged = _merged(sheet)
         # What a workbook says of its own size is not believed.
         sheet.reset_dimensions()
-        yield from enumerate(sheet.iter_rows(values_only=True), 1)
+        # By column: the value, and the last row that has it.
+        going_on: dict[int, tuple[Any, int]] = {}
+        for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
+            begun = merged.pop(number, {})
+            if not begun and not going_on:
+                yield number, cells
+                continue
+            row = [*cells, *[None] * (1 + max([*begun, *going_on]) - len(cells))]
+            if any(cell not in {None, ""} for cell in cells):  # else it is no row of data
+                for column, (value, _) in going_on.items():
+                    row[column] = value
+            going_on |= {column: (row[column], last) for column, last in begun.items()}
+            going_on = {column: (value, last) for column, (value, last) in going_on.items() if last > number}
+            yield number, row
+
+
+def _merged(sheet: Any) -> dict[int, dict[int, int]]:
+    """Return the cells that are merged over several rows: the last row, by the first row and the column from 0.
+
+    They are stated behind the rows, so they are looked for beforehand: a workbook is read row by row.
+    """
+    merged: dict[int, dict[int, int]] = {}
+    count = 0
+    with sheet.parent._archive.open(sheet._worksheet_path) as part:  # noqa: SLF001 - the library reads no merged cells so
+        tail = b""
+        while block := part.read(MIB):
+            text = tail + block
+            end = 0
+            for found in _MERGED_CELL.finditer(text):
+                end = found.end()
+                first, last = int(found[2]), int(found[3])
+                column = column_index(found[1].decode())
+                count += 1
+                if count > MAX_MERGED:
+                    raise SheetError(f"A sheet has more than {MAX_MERGED:,} merged cells. Unmerge them.")
+                if first < last and column < MAX_COLUMNS:
+                    merged.setdefault(first, {})[column] = last
+            tail = text[max(end, len(text) - _MERGED_CELL_BYTES) :]
+    return merged
 
 
 def _table(file: IO[bytes], start: bytes) -> Iterator[tuple[int, Sequence[Any]]]:

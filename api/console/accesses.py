@@ -56,7 +56,7 @@ ROUTES: Final = {
     "first use": "Used a key for the first time",
     "erasure": "Erased a creator",
     "GET /v1/log": "Read the state of the signed log",
-    "POST /v1/imports": "Imported a sheet",
+    "POST /v1/imports": "Sent a sheet, to look at or to record",
     "GET /v1/imports": "Read the list of imports",
     "GET /v1/imports/{import_id}": "Looked how far an import is",
     "GET /v1/imports/{import_id}/report": "Read the report of an import",

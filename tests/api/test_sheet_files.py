@@ -92,6 +92,36 @@ def test_cells_of_a_workbook_are_read_as_what_they_are() -> None:
     ]
 
 
+def test_a_cell_that_is_merged_over_rows_has_its_value_in_each_row_of_data() -> None:
+    def fill(book: Any) -> None:
+        sheet = book.active
+        for row in (["title"], ["a", "b", "c"], [1, "x"], [2], [None, "z"], [3, None, 8], [4, "y"]):
+            sheet.append(row)
+        for area in ("A1:C1", "B3:C4", "B5:B6", "B8:B9"):
+            sheet.merge_cells(area)
+
+    assert cells(workbook(fill)) == [
+        ["title"],
+        ["a", "b", "c"],
+        ["1", "x"],
+        ["2", "x"],
+        ["", "z"],
+        ["3", "z", "8"],
+        ["4", "y"],
+    ]
+
+
+def test_more_merged_cells_than_anyone_makes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(book: Any) -> None:
+        book.active.append(["a"])
+        book.active.merge_cells("A1:A3")
+        book.active.merge_cells("B1:B3")
+
+    monkeypatch.setattr(sheet_files, "MAX_MERGED", 1)
+    with pytest.raises(SheetError, match="more than 1 merged cells"):
+        list(next(sheet_files._workbook(io.BytesIO(workbook(fill)), sheet_files.MIB).rows))
+
+
 def test_every_visible_sheet_is_read_and_hidden_ones_are_named() -> None:
     def fill(book: Any) -> None:
         book.active.title = "Roster"
