@@ -251,12 +251,26 @@ async def record_access(
         Unavailable: it cannot be recorded, and so must not be answered.
 
     """
+    access = await access_of(caller, parameters, rows=rows, format=format, complete=complete, subject=subject)
+    return await caller.services.views.access_log.record(caller.ledger_id, access)
+
+
+async def access_of(
+    caller: Caller,
+    parameters: Mapping[str, Any],
+    *,
+    rows: int,
+    format: str,
+    complete: bool | None = True,
+    subject: AccessSubject | None = None,
+) -> Access:
+    """Return what `record_access` records, for what records it with the change that it describes."""
     request = caller.request
     subject = subject_of(parameters) if subject is None else subject
     parameters = seal_search_terms(await caller.services.keyring.ledger(caller.ledger_id), parameters)
     if caller.role == GROUPED_ROLE:
         parameters = {name: value for name, value in parameters.items() if name not in PLACE}
-    access = Access(
+    return Access(
         key_id=caller.key.key_id,
         role=caller.role,
         route=f"{request.method} {request.scope['route'].path}",
@@ -267,7 +281,6 @@ async def record_access(
         request_id=request.scope["request_id"],
         subject=subject,
     )
-    return await caller.services.views.access_log.record(caller.ledger_id, access)
 
 
 async def _refusal(row: AccessRow, caller: Caller) -> dict[str, Any]:

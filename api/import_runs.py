@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.access_log import record_access
+from api.access_log import access_of, record_access
 from api.http import answer_fields as answered
 from api.http import headers
 from api.http.caller import Caller, allow
@@ -143,8 +143,8 @@ async def cancel_import(import_id: str, caller: Annotated[Caller, allow("operato
     """
     with _unknown_as_problem():
         run_id = headers.path_uuid(import_id, "import")
-        await caller.services.import_runs.cancel(caller.ledger_id, caller.key.key_id, run_id)
-    await record_access(caller, {"import_id": str(run_id)}, rows=0, format=JSON)
+        access = await access_of(caller, {"import_id": str(run_id)}, rows=0, format=JSON)
+        await caller.services.import_runs.cancel(caller.ledger_id, caller.key.key_id, run_id, access)
     return Response(status_code=204)
 
 

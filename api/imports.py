@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints, model_validator
 from starlette.responses import Response
 
-from api.access_log import record_access
+from api.access_log import access_of, record_access
 from api.authorization_batch import Upload
 from api.http import headers
 from api.http.caller import Caller, allow
@@ -24,7 +24,7 @@ from api.http.fields import SingleLine
 from api.http.places import MIB
 from api.http.problems import Problem, malformed_body, malformed_query
 from api.http.query_params import Flag, Number, QueryModel
-from api.http.responses import answer
+from api.http.responses import answer, replay_header
 from api.http.route import Operation, Route
 from api.http.streaming_download import StreamingDownload, refuse_revoked
 from api.import_mappings import MappingBody, mapping_of, refusals_as_problems
@@ -50,6 +50,7 @@ XLSX: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet
 MEDIA_TYPES: Final = (XLSX, "text/csv", "text/tab-separated-values")
 _COLUMN: Final = re.compile(r"(?P<field>[a-z_]+)=(?P<letters>[A-Za-z]{0,3})")
 _BLOCK: Final = MIB
+_REQUEST_NAME_BYTES: Final = 16
 # Larger sheets are left to the worker. So many rows take a few seconds.
 MAX_ROWS_OF_A_REQUEST: Final = 2_000
 
@@ -180,6 +181,7 @@ class Asked:
         mapping: what its mapping said then.
         policy: what the rules left to configuration.
         video_ids: which ids videos can have.
+        request: a hash of the Idempotency-Key with which it was sent.
 
     """
 
@@ -187,6 +189,7 @@ class Asked:
     mapping: MappingBody | None
     policy: Policy
     video_ids: VideoIds
+    request: str | None = None
 
     @property
     def options(self) -> ImportOptions:
@@ -205,6 +208,7 @@ class Asked:
             "mapping": None if self.mapping is None else self.mapping.model_dump(mode="json", exclude_unset=True),
             "policy": asdict(self.policy),
             "video_ids": self.video_ids,
+            **({} if self.request is None else {"request": self.request}),
         }
 
     @classmethod
@@ -246,7 +250,12 @@ def given_columns(text: str | None) -> dict[SheetField, int | None]:
     openapi_extra=_BODY,
     operation_id="importSheet",
 )
-@Operation(trace="recorded", refusals=(404, 409), answer_headers=("Location",), other_formats=(NDJSON,))
+@Operation(
+    trace="recorded",
+    refusals=(404, 409),
+    answer_headers=("Location", "Idempotent-Replayed"),
+    other_formats=(NDJSON,),
+)
 async def import_sheet(
     query: Annotated[ImportQuery, Query()],
     request: Request,
@@ -261,9 +270,11 @@ async def import_sheet(
     Importing the same sheet again records nothing.
 
     With `record=true`, a sheet of more than 2,000 rows is left to the worker. The response is 202 then, as JSON, and
-    `GET /v1/imports/{import_id}` says how far the import is.
+    `GET /v1/imports/{import_id}` says how far the import is. The same sheet with the same parameters and key names the
+    same import until it has ended, and with the same `Idempotency-Key` for as long as it is listed.
     """
-    headers.idempotency_key(request)  # a repeat changes nothing, but a malformed one is a mistake
+    # Other imports record nothing when they are repeated, but a malformed one is a mistake.
+    idempotency_key = headers.idempotency_key(request)
     mapping = None
     if query.mapping is not None:
         with refusals_as_problems():
@@ -278,7 +289,14 @@ async def import_sheet(
         run = await _prepared(caller, query, mapping, file, sha256)
         if run.recording and run.rows > MAX_ROWS_OF_A_REQUEST:
             with file:
-                return await _later(caller, query, mapping, run, upload.file, import_content(run, file, sha256))
+                asked = Asked(
+                    query,
+                    mapping,
+                    policy_of(caller),
+                    caller.services.settings.video_ids,
+                    None if idempotency_key is None else _request_name(caller, idempotency_key),
+                )
+                return await _later(caller, asked, run, upload.file, import_content(run, file, sha256))
     except SheetError as error:
         raise malformed_body("", str(error)) from None
     finally:
@@ -312,14 +330,12 @@ async def _prepared(
         raise
 
 
-async def _later(
-    caller: Caller, query: ImportQuery, mapping: MappingBody | None, run: Import, sheet: IO[bytes], read: dict[str, Any]
-) -> Response:
+async def _later(caller: Caller, asked: Asked, run: Import, sheet: IO[bytes], read: dict[str, Any]) -> Response:
     """Leave an import to the worker, and answer how its sheet is read."""
     sha256 = read["import"]["sha256"]
-    asked = Asked(query, mapping, policy_of(caller), caller.services.settings.video_ids)
+    parameters = asked.query.model_dump(mode="json", exclude_unset=True) | {"sha256": sha256}
     try:
-        await caller.services.import_runs.add(
+        import_id, replayed = await caller.services.import_runs.add(
             run.import_id,
             caller.ledger_id,
             key_id=caller.key.key_id,
@@ -329,13 +345,21 @@ async def _later(
             file_sha256=sha256,
             rows=run.rows,
             first_line=line(read),
+            access=await access_of(caller, parameters, rows=run.rows, format=NDJSON),
         )
     except TooManyRuns:
         raise Problem("too_many_imports") from None
-    parameters = query.model_dump(mode="json", exclude_unset=True) | {"sha256": sha256}
-    await record_access(caller, parameters, rows=run.rows, format=NDJSON)
-    stored = await caller.services.import_runs.find(caller.ledger_id, run.import_id)
-    return answer(run_content(stored) | read, 202, {"Location": f"/v1/imports/{run.import_id}"})
+    stored = await caller.services.import_runs.find(caller.ledger_id, import_id)
+    read["import"]["import_id"] = import_id
+    location = {"Location": f"/v1/imports/{import_id}"}
+    return answer(run_content(stored) | read, 202, location | replay_header(replayed))
+
+
+def _request_name(caller: Caller, idempotency_key: str) -> str:
+    """Return a hash by which a repeated request is known; keyed, as nobody else is to test guesses at what it is of."""
+    return hashlib.blake2b(
+        idempotency_key.encode(), digest_size=_REQUEST_NAME_BYTES, key=caller.key.request_key, person=b"imports"
+    ).hexdigest()
 
 
 def _answer(caller: Caller, query: ImportQuery, run: Import, file: ReadSheets, sha256: str) -> Response:

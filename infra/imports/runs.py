@@ -23,10 +23,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal, LiteralString
 import orjson
 from cryptography.exceptions import InvalidTag
 
+from infra.auth.access_log import record_within
 from infra.auth.key_admin import lock_valid_key
 from infra.crypto.envelope import SealingKey, fresh_key
 from infra.crypto.keyring import StoredKeyAltered, sheet_purpose
-from infra.errors import KeyNoLongerValid, Unavailable
+from infra.errors import IdempotencyMismatch, KeyNoLongerValid, Unavailable
 from projections.engine.advisory_locks import AdvisoryLock
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from domain.values import Role
+    from infra.auth.access_log import Access
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
@@ -101,6 +103,19 @@ _NEXT: Final = f"""
 """
 _LOCK_COUNT: Final = "SELECT pg_advisory_xact_lock(%s, %s)"
 _COUNT: Final = "SELECT count(*) FROM import_runs WHERE ledger_id = %s AND ended_at IS NULL"
+# With the same Idempotency-Key, or the same in every respect while it is open.
+_REPEATED: Final = """
+    SELECT import_id, asked->>'request' IS NOT DISTINCT FROM %(request)s, file_sha256, asked->'query'
+    FROM import_runs
+    WHERE ledger_id = %(ledger)s
+    AND key_id = %(key)s
+    AND role = %(role)s
+    AND (asked->>'request' = %(request)s
+        OR (ended_at IS NULL AND cancelled_by IS NULL AND file_sha256 = %(sha256)s
+            AND asked - 'request' = %(asked)s::jsonb - 'request'))
+    ORDER BY (asked->>'request' = %(request)s) DESC NULLS LAST, import_id
+    LIMIT 1
+"""
 _ACCEPT: Final = "SELECT accept_import(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _KEY: Final = "SELECT sealed_key FROM import_runs WHERE ledger_id = %s AND import_id = %s"
 _ADD_PART: Final = "INSERT INTO import_parts (import_id, ledger_id, kind, number, sealed) VALUES (%s, %s, %s, %s, %s)"
@@ -277,8 +292,12 @@ class ImportRuns:
         file_sha256: str,
         rows: int,
         first_line: bytes,
-    ) -> None:
-        """Store an import for the worker.
+        access: Access,
+    ) -> tuple[UUID, bool]:
+        """Store an import for the worker, unless it is there already.
+
+        It is there if the same key has sent the same file with the same options, and that import is open. Or if its
+        request had the same Idempotency-Key, of which `asked` has a hash as `request`.
 
         Args:
             import_id: its id.
@@ -290,8 +309,14 @@ class ImportRuns:
             file_sha256: its SHA-256.
             rows: how many rows of data it has.
             first_line: the first line of its report.
+            access: the entry of the access log, which is recorded with it.
+
+        Returns:
+            The id of the import, which is another one if it was there already, and whether it was named by the same
+            Idempotency-Key.
 
         Raises:
+            IdempotencyMismatch: another file or other options were sent with this Idempotency-Key.
             TooManyRuns: the ledger has reached its limit.
             Unavailable: the server has; or the database is away.
             KeyNoLongerValid: the key was revoked in the meantime.
@@ -302,7 +327,22 @@ class ImportRuns:
         text, token, sheets = orjson.dumps(asked).decode(), self._database.tokens.key(key_id), SealingKey(key)
         async with self._database.connection(ledger_id) as connection, connection.transaction():
             await lock_valid_key(connection, ledger_id, key_id)
+            await record_within(connection, ledger_id, access)
             await connection.execute(_LOCK_COUNT, (AdvisoryLock.IMPORT_COUNT, ledger_id))
+            repeated = {
+                "ledger": ledger_id,
+                "key": key_id,
+                "role": role,
+                "request": asked.get("request"),
+                "sha256": file_sha256,
+                "asked": text,
+            }
+            row = await (await connection.execute(_REPEATED, repeated)).fetchone()
+            if row is not None:
+                first_id, is_named, first_sha256, first_query = row
+                if (first_sha256, first_query) != (file_sha256, asked["query"]):
+                    raise IdempotencyMismatch
+                return first_id, is_named and "request" in asked
             row = await (await connection.execute(_COUNT, (ledger_id,))).fetchone()
             if row is None or row[0] >= MAX_OPEN_RUNS:
                 raise TooManyRuns
@@ -321,6 +361,7 @@ class ImportRuns:
                 await connection.execute(_ADD_PART, (import_id, ledger_id, "sheet", number, sealed))
             sealed = reports.seal(zlib.compress(first_line), _place(import_id, "report", 0))
             await connection.execute(_ADD_PART, (import_id, ledger_id, "report", 0, sealed))
+        return import_id, False
 
     async def find(self, ledger_id: int, import_id: UUID) -> ImportRun:
         """Return an import.
@@ -345,8 +386,10 @@ class ImportRuns:
             number, sealed = part
             yield zlib.decompress(sealing.unseal(sealed, _place(run.import_id, "report", number)))
 
-    async def cancel(self, ledger_id: int, key_id: UUID, import_id: UUID) -> None:
+    async def cancel(self, ledger_id: int, key_id: UUID, import_id: UUID, access: Access) -> None:
         """Have an import cancelled, if it has not ended: at once, or at the next note of the worker that has begun it.
+
+        The entry of the access log is recorded with that.
 
         Raises:
             RunNotFound: there is none with this id.
@@ -361,6 +404,7 @@ class ImportRuns:
                 raise KeyNoLongerValid
             if not row[0]:
                 raise RunNotFound
+            await record_within(connection, ledger_id, access)
 
     async def next(self) -> ImportRun | None:
         """Return the import that is next, of all ledgers of this server; None if none is open."""

@@ -238,7 +238,7 @@ def test_an_import_whose_key_is_revoked_fails_and_says_so(
 def test_an_import_is_cancelled_before_it_begins_or_at_its_next_note(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting, running = later(world, *ROWS), later(world, *ROWS)
+    waiting, running = later(world, *ROWS), later(world, *ROWS, UNCLEAR)
     path = "/v1/imports/{}"
     told(world.client.delete(path.format(waiting["import_id"])), 204)
     found = state(world, waiting)
@@ -385,7 +385,7 @@ def test_an_import_whose_worker_died_goes_on_after_those_of_ledgers_that_have_wa
 
 @pytest.mark.usefixtures("small")
 def test_an_error_of_the_program_fails_the_import_and_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong, right = later(world, *ROWS), later(world, *ROWS)
+    wrong, right = later(world, *ROWS), later(world, *reversed(ROWS))
 
     async def defect(*_: Any) -> Any:
         raise ZeroDivisionError
@@ -420,8 +420,8 @@ def test_rows_that_were_recorded_beside_one_that_fails_are_told_of(
 
 @pytest.mark.usefixtures("small")
 def test_a_ledger_has_few_imports_under_way_and_the_same_sheet_records_nothing_again(world: World) -> None:
-    sent = [later(world, *ROWS) for _ in range(runs.MAX_OPEN_RUNS)]
-    answer = send(world, sheet(*ROWS), record="true", permission="true")
+    sent = [later(world, *ROWS[n:], *ROWS[:n]) for n in range(runs.MAX_OPEN_RUNS)]
+    answer = send(world, sheet(*ROWS, UNCLEAR), record="true", permission="true")
     assert refused(answer) == (409, "too_many_imports")
     for one in sent:
         work(world, one)
@@ -430,6 +430,51 @@ def test_a_ledger_has_few_imports_under_way_and_the_same_sheet_records_nothing_a
     rest = told(world.client.get("/v1/imports", params={"limit": 3, "cursor": pages["next"]}), 200)
     listed = [one["import_id"] for page in (pages, rest) for one in page["imports"]]
     assert (listed, rest["next"]) == ([one["import_id"] for one in reversed(sent)], None)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_sheet_that_is_sent_again_names_the_import_that_is_open(world: World) -> None:
+    sent = later(world, *ROWS)
+    again = [later(world, *ROWS) for _ in range(runs.MAX_OPEN_RUNS)]
+    assert {(one["import_id"], one["import"]["import_id"]) for one in again} == {(sent["import_id"],) * 2}
+    others = [
+        told(send(world, sheet(*ROWS), record="true", permission="false"), 202),
+        later(world, *ROWS, client=world.as_role("operator")),
+    ]
+    assert len({sent["import_id"], *(one["import_id"] for one in others)}) == 3
+    work(world, sent)
+    assert later(world, *ROWS)["import_id"] != sent["import_id"]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_same_idempotency_key_names_the_same_import_also_after_its_end(world: World) -> None:
+    client = world.with_key(world.server.admin_key)
+    client.headers["Idempotency-Key"] = '"sheet-7"'
+    first = send(world, sheet(*ROWS), client, record="true", permission="true")
+    sent = told(first, 202)
+    work(world, sent)
+    again = send(world, sheet(*ROWS), client, record="true", permission="true")
+    assert (told(again, 202)["import_id"], again.json()["state"]) == (sent["import_id"], "ended")
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    other = send(world, sheet(*ROWS, UNCLEAR), client, record="true", permission="true")
+    assert refused(other) == (422, "idempotency_key_reused")
+    assert len(told(world.client.get("/v1/imports"), 200)["imports"]) == 1
+
+
+@pytest.mark.usefixtures("small")
+def test_an_import_that_cannot_be_put_on_record_is_neither_accepted_nor_cancelled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = later(world, *ROWS)
+
+    async def away(*_: Any) -> None:
+        raise Unavailable("The database is away.")
+
+    monkeypatch.setattr(runs, "record_within", away)
+    assert refused(send(world, sheet(*ROWS, UNCLEAR), record="true", permission="true"))[0] == 503
+    assert refused(world.client.delete(f"/v1/imports/{sent['import_id']}"))[0] == 503
+    (one,) = told(world.client.get("/v1/imports"), 200)["imports"]
+    assert (one["import_id"], one["state"]) == (sent["import_id"], "waiting")
 
 
 @pytest.mark.usefixtures("small")
@@ -452,7 +497,7 @@ def test_another_ledger_and_another_role_see_nothing_of_an_import(world: World) 
 
 @pytest.mark.usefixtures("small")
 def test_old_imports_are_deleted_and_those_that_nobody_carried_out_fail(world: World) -> None:
-    old, forgotten = later(world, *ROWS), later(world, *ROWS)
+    old, forgotten = later(world, *ROWS), later(world, *reversed(ROWS))
     work(world, old)
     days = "make_interval(days => %s)"
     owner(world, f"UPDATE import_runs SET ended_at = now() - {days} WHERE import_id = %s", 31, old["import_id"])
