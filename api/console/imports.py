@@ -58,6 +58,13 @@ WORDS: Final = {
     "refused": "refused by a rule",
     "unclear": "unclear",
 }
+# What the API calls its parameters, as the form does.
+_AT_THE_FORM: Final = {
+    "with `dates`: dmy or mdy": "at “03/04/2026 is”",
+    "with `terms`": "at “Terms accepted”",
+    "with `columns`": "at “Columns”",
+}
+_STATE_IT: Final = " Or state below that every creator’s ad authorization was on."
 OPEN: Final = frozenset({"waiting", "running"})
 
 
@@ -113,7 +120,7 @@ async def _send(visit: Visit) -> Response:
     if reply.status == 202:  # noqa: PLR2004 - left to the worker
         return RedirectResponse(f"/imports/{reply.json['import_id']}", 303)
     first, *rows, last = map(orjson.loads, reply.content.splitlines())
-    wrong = [row for row in rows if row["fate"] in {"differs", "refused", "unclear"}]
+    wrong = [row | {"detail": _at_the_form(row)} for row in rows if row["fate"] in {"differs", "refused", "unclear"}]
     return visit.page(
         "import_rows.html",
         read=first["import"],
@@ -127,6 +134,14 @@ async def _send(visit: Visit) -> Response:
         errors={},
         sends=True,
     )
+
+
+def _at_the_form(row: dict[str, Any]) -> str:
+    """Return why a row is not recorded, and what to do about it on this page."""
+    detail: str = row.get("detail", "")
+    for said, here in _AT_THE_FORM.items():
+        detail = detail.replace(said, here)
+    return f"{detail}{_STATE_IT}" if row.get("reason") == "creator_unknown" else detail
 
 
 async def _remove_mapping(visit: Visit) -> Response:

@@ -287,10 +287,12 @@ def test_a_log_that_does_not_fit_what_was_signed_gives_no_evidence(database: Tes
 
 def test_the_report_names_the_answer_and_loads_nothing(world: World) -> None:
     code = world.generate()
+    world.generate(video_id="7300000000000000042")
     told(world.client.post(f"/v1/codes/{code['code_id']}/revocation", json={"reason": "over"}), 200)
     bundle = files(make(world, kind="answer", video_id=code["video_id"], advertiser_id=OWN_ACCOUNT))
     page = bundle["data/REPORT.html"].decode()
     assert "Not authorized: the code was revoked" in page
+    assert "Of each code of another video it shows the creator, the video" in page
     assert "http" not in page.replace("http-equiv", "")
     assert re.findall(r"<script[^>]*>", page) == ['<script type="application/zip" id="enclosed">', "<script>"]
     assert OWN_BRAND not in page

@@ -26,6 +26,9 @@ def test_a_sheet_is_looked_at_and_then_recorded(server: Server, own_world: World
         looked = send(client, *ROWS, UNCLEAR, record="false")
         assert "Nothing is recorded yet" in looked.text
         assert '<td class="number">6</td><td>D6</td><td>Unclear</td>' in looked.text
+        assert "State the order of day and month at “03/04/2026 is”." in looked.text
+        unknown = send(client, *ROWS, record="false", permission="")
+        assert "Or state below that every creator’s ad authorization was on." in unknown.text
         assert told(own_world.client.get("/v1/codes"), 200)["codes"] == []
         recorded = send(client, *ROWS, record="true")
         again = send(client, *ROWS, record="true")
