@@ -13,7 +13,6 @@ from api.console.adapter import Declined
 from api.console.forms import Field, problems_of
 from api.console.question_file import read_file_form
 from api.console.visit import Page
-from api.http.problems import Problem
 from api.import_run import FATES
 from api.import_runs import NDJSON
 from api.imports import MEDIA_TYPES, XLSX
@@ -31,7 +30,7 @@ SENDERS: Final[frozenset[Role]] = frozenset({"admin", "operator"})
 # Imports, and rows of a report, that a page lists.
 ROWS: Final = 100
 _ZIP: Final = b"PK"
-_NO_FILE: Final = "Choose a sheet first."
+_EMPTY: Final = "The sheet is empty. Choose another one."
 FIELDS: Final = (
     Field("terms", "Terms accepted", hint="where rows do not say"),
     Field("dates", "03/04/2026 is", "choice", (("dmy", "3 April"), ("mdy", "4 March"))),
@@ -84,13 +83,15 @@ def _fields(mappings: Sequence[dict[str, Any]]) -> list[Field]:
     return [replace(one, choices=choices) if one.name == "mapping" else one for one in shown]
 
 
-async def _page(visit: Visit, given: dict[str, str] | None = None, declined: Declined | None = None) -> Response:
+async def _page(
+    visit: Visit, given: dict[str, str] | None = None, errors: dict[str, str] | None = None, status: int = 200
+) -> Response:
     cursor = visit.query.get("cursor")
     found = (await visit.api.get("/v1/imports", limit=ROWS, cursor=cursor)).json
     mappings = await _mappings(visit)
     return visit.page(
         "imports.html",
-        status=200 if declined is None else declined.status,
+        status=status,
         imports=found["imports"],
         more=None if found["next"] is None else f"/imports?cursor={quote(found['next'], safe='')}",
         mappings=mappings,
@@ -98,16 +99,16 @@ async def _page(visit: Visit, given: dict[str, str] | None = None, declined: Dec
         sends=visit.role in SENDERS,
         fields=_fields(mappings),
         given=given or {},
-        errors={} if declined is None else problems_of(declined),
+        errors=errors or {},
     )
 
 
 async def _send(visit: Visit) -> Response:
     form = await read_file_form(visit.request)
     content = form.pop("file", b"")
-    if not content.strip():
-        raise Problem("malformed_request", _NO_FILE)
     given = {name: text.decode("utf-8", "replace").strip() for name, text in form.items()}
+    if not content.strip():
+        return await _page(visit, given, {"": _EMPTY}, 400)
     query = {field.name: given.get(field.name, "") for field in FIELDS}
     query |= {name: "true" for name in ("permission", "record") if given.get(name) == "true"}
     media_type = XLSX if content.startswith(_ZIP) else MEDIA_TYPES[1]
@@ -116,7 +117,7 @@ async def _send(visit: Visit) -> Response:
     except Declined as declined:
         if declined.status not in {400, 404, 409, 422}:
             raise
-        return await _page(visit, given, declined)
+        return await _page(visit, given, problems_of(declined), declined.status)
     if reply.status == 202:  # noqa: PLR2004 - left to the worker
         return RedirectResponse(f"/imports/{reply.json['import_id']}", 303)
     first, *rows, last = map(orjson.loads, reply.content.splitlines())

@@ -368,6 +368,7 @@ _ADVICE: Final[Mapping[int, str]] = {
     400: "Go back, and correct what was entered.",
     403: "Your key's role does not reach this far. Somebody with another key can look for you.",
     404: "Check the address, or look for it from the start page.",
+    413: "A larger sheet is imported with `sparkledger import FILE` on the server, or with `POST /v1/imports`.",
     429: "Wait a moment, then load the page again.",
     503: "Load the page again in a moment.",
 }

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from api import imports
+from api.http.middleware import MAX_BODY_BYTES
 from tests.api.test_imports import LATER, secret, sheet
 from tests.api.world import World, told
 from tests.console.test_start import SUBJECTS, key_of, visitor
@@ -41,10 +42,13 @@ def test_what_is_wrong_with_a_sheet_is_said_at_the_form_which_keeps_what_was_ent
     with visitor(server, server.admin_key) as client:
         answer = send(client, *ROWS, record="true", time_zone="Nowhere/At all", columns="note=")
         empty = client.post("/imports", files={"file": ("codes.csv", "")}, headers=HTML)
+        large = client.post("/imports", files={"file": ("codes.csv", b"a" * (MAX_BODY_BYTES + 1))}, headers=HTML)
     assert answer.status_code == 400
     assert "Unknown time zone" in answer.text
     assert 'value="note="' in answer.text
-    assert "Choose a sheet first." in empty.text
+    assert (empty.status_code, "The sheet is empty." in empty.text) == (400, True)
+    assert "Show what would happen" in empty.text
+    assert (large.status_code, "sparkledger import FILE" in large.text) == (413, True)
 
 
 def test_a_large_sheet_is_followed_to_its_report_and_cancelled(
