@@ -50,7 +50,7 @@ def metric_names() -> set[str]:
         metrics._OfLogs(SealingFigures(0, 0, None, 0, 0, NOW, NOW), NOW),
         metrics._OfWebhooks([], NOW),
         metrics._OfAlerts(AlertFigures(0, 0, 0, 0, 0, 0, NOW), NOW),
-        metrics._OfImports(ImportFigures(0, NOW), NOW),
+        metrics._OfImports(ImportFigures(0, NOW, 0), NOW),
         metrics._OfPlaces({}),
     ]
     families = [family for collector in (REGISTRY, *collectors) for family in collector.collect()]

@@ -263,6 +263,9 @@ class _OfImports(Collector):
             "How long ago the oldest of them was sent. 0 if there is none.",
             lag_seconds(known.oldest, self._now),
         )
+        yield GaugeMetricFamily(
+            "sparkledger_imports_failed", "Imports that have failed, as long as their reports are kept.", known.failed
+        )
 
 
 class _OfPlaces(Collector):

@@ -266,10 +266,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ImportFigures:
-    """How many imports are open, in all ledgers, and since when the oldest of them is."""
+    """How many imports of all ledgers are open, since when the oldest of them is, and how many have failed."""
 
     open: int
     oldest: datetime | None
+    failed: int
 
 
 class ImportRuns:
@@ -553,7 +554,7 @@ class ImportRuns:
 
 
 async def import_figures(database: Database) -> ImportFigures:
-    """Return how many imports are open, for metrics. Both database roles may ask."""
+    """Return how imports are, for metrics. Both database roles may ask."""
 
     async def figures(connection: LedgerConnection) -> ImportFigures:
         row: Any = await (await connection.execute(_FIGURES)).fetchone()

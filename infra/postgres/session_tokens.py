@@ -14,7 +14,11 @@ MAX_KEYS: Final = 100_000
 
 
 class SessionTokens:
-    """What this process may prove to the database. A worker's login proves nothing, and has none."""
+    """What this process may prove to the database.
+
+    A worker has none of these tokens: what it does on its own needs no proof. In place of the token of a key that has
+    sent an import, it presents that import, while it carries it out.
+    """
 
     def __init__(self) -> None:
         """Begin with no token."""

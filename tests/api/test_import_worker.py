@@ -17,10 +17,15 @@ import pytest
 
 from api import import_run, import_worker, imports
 from api.import_worker import ImportWorker
+from domain import commands
+from domain.commands import Decision, Ledger
+from domain.creator import Creator
+from domain.values import Actor, When
 from infra.auth.access_log import COMMAND_LINE
 from infra.errors import Unavailable
+from infra.eventstore.command_handler import CommandMetadata
 from infra.imports import runs
-from infra.imports.runs import ImportRuns
+from infra.imports.runs import ImportRuns, import_figures
 from infra.jobs.retention import purge
 from infra.postgres.roles import API, WORKER
 from tests.api.test_imports import LATER, events, lines, secret, send, sheet
@@ -478,6 +483,23 @@ def test_an_import_that_cannot_be_put_on_record_is_neither_accepted_nor_cancelle
 
 
 @pytest.mark.usefixtures("small")
+def test_imports_that_failed_are_counted(world: World) -> None:
+    worker = world.server.serving.worker
+
+    def figures() -> tuple[int, int]:
+        found = world.server.serving.call(import_figures(worker.database))
+        return found.open, found.failed
+
+    end_others(world)
+    before = figures()[1]
+    sent = later(world, *ROWS)
+    assert figures() == (1, before)
+    owner(world, "UPDATE import_parts SET sealed = '' WHERE import_id = %s", sent["import_id"])
+    work(world, sent)
+    assert figures() == (0, before + 1)
+
+
+@pytest.mark.usefixtures("small")
 def test_what_is_wrong_with_a_large_sheet_is_said_at_once(world: World) -> None:
     assert refused(send(world, "1,2\n3,4\n" * 9, record="true")) == (422, "malformed_body")
 
@@ -514,9 +536,10 @@ def test_old_imports_are_deleted_and_those_that_nobody_carried_out_fail(world: W
 def test_the_newest_imports_of_a_ledger_are_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "MAX_ENDED_RUNS", 2)
     end_others(world)
-    sent = [later(world, *ROWS) for _ in range(3)]
-    for one in sent:
-        told(world.client.delete(f"/v1/imports/{one['import_id']}"), 204)
+    sent = []
+    for _ in range(3):
+        sent.append(later(world, *ROWS))
+        told(world.client.delete(f"/v1/imports/{sent[-1]['import_id']}"), 204)
     open_one = later(world, *ROWS)
     serving = world.server.serving
     serving.call(purge(serving.worker.database))
@@ -585,6 +608,26 @@ def test_a_login_of_the_api_changes_no_import_but_by_a_key_that_was_presented_to
         with pytest.raises(psycopg.errors.ForeignKeyViolation):
             connection.execute(adding, (other["import_id"], ledger_id))
     assert state(world, sent)["state"] == "waiting"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_worker_erases_nobody_in_the_name_of_a_key_whose_import_it_carries_out(world: World) -> None:
+    world.permit("eve")
+    sent = later(world, *ROWS)
+
+    async def erase(ledger: Ledger, when: When) -> Decision[Creator] | None:
+        return await commands.erase(ledger, "eve", "asked", when=when)
+
+    async def once() -> None:
+        worker = world.server.serving.worker
+        ledger_id = await ledger_of(world)
+        stored_runs = ImportRuns(worker.database, worker.keyring)
+        run = await stored_runs.find(ledger_id, UUID(sent["import_id"]))
+        await stored_runs.start(run)
+        await worker.handler.handle(CommandMetadata(ledger_id, Actor(str(run.key_id), run.role)), erase)
+
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="a worker records no erasure"):
+        world.server.serving.call(once())
 
 
 @contextmanager

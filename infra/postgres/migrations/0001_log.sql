@@ -424,6 +424,9 @@ BEGIN
                             AND convert_from(e.body, 'UTF8')::jsonb ->> 'cause' = 'code_expired')
                     )
                 THEN 'this role does not say when an event took effect'
+                -- A worker records in the name of a key whose import it carries out. No row of a sheet erases anybody.
+                WHEN e.type = 'CreatorErased' AND is_worker() AND NOT is_owner()
+                THEN 'a worker records no erasure'
                 WHEN (e.key_id IS NULL) <> (e.sealed IS NULL) OR (e.key_id IS NULL) <> (e.commitment IS NULL)
                 THEN 'what is sealed has a key and a commitment'
             END AS why

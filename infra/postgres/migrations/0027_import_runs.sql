@@ -37,6 +37,7 @@ CREATE TABLE import_runs (
 CREATE INDEX import_runs_of_ledger ON import_runs (ledger_id, import_id);
 CREATE INDEX import_runs_open ON import_runs (ledger_id, requested_at) WHERE ended_at IS NULL;
 CREATE INDEX import_runs_ended ON import_runs (ledger_id, ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX import_runs_failed ON import_runs (ledger_id) WHERE state = 'failed';
 CREATE INDEX import_runs_of_key ON import_runs (key_id);
 
 -- Pieces of the sheet, until the import ends, and of its report.
@@ -170,13 +171,14 @@ BEGIN
     PERFORM FROM ledgers l WHERE l.ledger_id = of_ledger AND l.served_by IS NULL FOR NO KEY UPDATE;
 END $$;
 
--- How many imports are open in all ledgers that this server serves, and since when: for metrics.
-CREATE FUNCTION import_figures(OUT open bigint, OUT oldest timestamptz)
+-- How many imports are open in all ledgers that this server serves, since when, and how many have failed: for metrics.
+CREATE FUNCTION import_figures(OUT open bigint, OUT oldest timestamptz, OUT failed bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    SELECT count(*), min(r.requested_at)
+    SELECT count(*) FILTER (WHERE r.ended_at IS NULL), min(r.requested_at) FILTER (WHERE r.ended_at IS NULL),
+           count(*) FILTER (WHERE r.state = 'failed')
     FROM import_runs r
     JOIN ledgers l ON l.ledger_id = r.ledger_id
-    WHERE r.ended_at IS NULL AND l.served_by IS NULL
+    WHERE (r.ended_at IS NULL OR r.state = 'failed') AND l.served_by IS NULL
 $$;
 
 GRANT CREATE ON SCHEMA public TO sparkledger_log;
