@@ -16,7 +16,9 @@ from starlette.responses import Response
 
 from api.http.media_types import JSON
 from api.http.problems import Problem
+from api.http.protocol import COLLECTED
 from api.http.reads import TOGETHER
+from infra.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -110,10 +112,12 @@ class Api:
 
         Raises:
             Declined: the API refused.
+            Unavailable: the answer broke off.
 
         """
         collected = _Collected()
         scope = self._scope(method, path, query, body, media_type, accept.encode())
+        scope[COLLECTED] = True
         if idempotency_key is not None:
             scope["headers"].append((b"idempotency-key", idempotency_key.encode("ascii", "replace")))
         if together:
@@ -189,6 +193,7 @@ class _Collected:
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
         self._size = 0
+        self._is_whole = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -200,8 +205,11 @@ class _Collected:
             if self._size > MAX_COLLECTED_BYTES:
                 raise Problem("internal_error", "The answer is too large for a page.")
             self._parts.append(part)
+            self._is_whole = not message.get("more_body", False)
 
     def reply(self) -> Reply:
+        if not self._is_whole:
+            raise Unavailable("The answer broke off. Try again.")
         return Reply(self._status, self._headers, b"".join(self._parts))
 
 

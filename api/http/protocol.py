@@ -51,6 +51,8 @@ _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
 _CONNECTION: Final = "sparkledger.connection"
+# In the scope of a request whose answer this process collects.
+COLLECTED: Final = "sparkledger.collected"
 
 
 def _answer(problem: Problem) -> bytes:
@@ -76,10 +78,10 @@ _CROWDED_BY_AN_ADDRESS: Final = _answer(
 async def abort(scope: Scope) -> None:
     """Drop a request's connection without sending what waits: closing would wait for a client that takes nothing.
 
-    So nobody takes what was sent for the whole.
+    So nobody takes what was sent for the whole. Of an answer that this process collects, nothing was sent.
     """
     connection = _connection(scope)
-    if connection is not None:
+    if connection is not None and not scope.get(COLLECTED):
         connection.abort()
         # The connection learns of its end in the loop's next round.
         await asyncio.sleep(0)

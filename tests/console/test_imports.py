@@ -7,6 +7,7 @@ import pytest
 
 from api import imports
 from api.http.middleware import MAX_BODY_BYTES
+from infra.errors import Unavailable
 from tests.api.test_imports import LATER, secret, sheet
 from tests.api.world import World, told
 from tests.console.test_start import SUBJECTS, key_of, visitor
@@ -33,7 +34,9 @@ def test_a_sheet_is_looked_at_and_then_recorded(server: Server, own_world: World
         assert told(own_world.client.get("/v1/codes"), 200)["codes"] == []
         recorded = send(client, *ROWS, record="true")
         again = send(client, *ROWS, record="true")
+        wrong = send(client, UNCLEAR, record="true")
     assert "The sheet is recorded" in recorded.text
+    assert "Nothing was recorded" in wrong.text
     assert "There was nothing to record" in again.text
     assert secret(1) not in looked.text + recorded.text
 
@@ -44,7 +47,7 @@ def test_what_is_wrong_with_a_sheet_is_said_at_the_form_which_keeps_what_was_ent
         empty = client.post("/imports", files={"file": ("codes.csv", "")}, headers=HTML)
         large = client.post("/imports", files={"file": ("codes.csv", b"a" * (MAX_BODY_BYTES + 1))}, headers=HTML)
     assert answer.status_code == 400
-    assert "Unknown time zone" in answer.text
+    assert answer.text.count("Unknown time zone") == 1
     assert 'value="note="' in answer.text
     assert (empty.status_code, "The sheet is empty." in empty.text) == (400, True)
     assert "Show what would happen" in empty.text
@@ -55,6 +58,7 @@ def test_a_large_sheet_is_followed_to_its_report_and_cancelled(
     server: Server, own_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(imports, "MAX_ROWS_OF_A_REQUEST", 3)
+    another = told(own_world.client.post("/v1/keys", json={"role": "operator"}), 201)
     with visitor(server, server.admin_key) as client:
         sent = send(client, *ROWS, record="true")
         path = sent.headers["location"]
@@ -63,10 +67,22 @@ def test_a_large_sheet_is_followed_to_its_report_and_cancelled(
         assert f'href="{path}"' in client.get("/imports", headers=HTML).text
         report = client.get(f"{path}/report", headers=HTML)
         assert (report.headers["content-type"], b'"rows":4' in report.content) == ("application/x-ndjson", True)
-        assert client.post(f"{path}/cancellation", headers=HTML).headers["location"] == path
+        with visitor(server, another["key"]) as operator:
+            assert operator.post(f"{path}/cancellation", headers=HTML).headers["location"] == path
         assert "It was cancelled before a worker began it." in client.get(path, headers=HTML).text
     (one,) = told(own_world.client.get("/v1/imports"), 200)["imports"]
-    assert one["cancelled_by"] == one["key_id"]
+    assert (one["cancelled_by"], one["key_id"] == another["key_id"]) == (another["key_id"], False)
+
+
+def test_a_sheet_whose_answer_breaks_off_is_to_be_sent_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("The database is away.")
+
+    monkeypatch.setattr(imports, "summary_content", away)
+    with visitor(server, server.admin_key) as client:
+        answer = send(client, *ROWS, record="false")
+    assert answer.status_code == 503
+    assert "The answer broke off." in answer.text
 
 
 def test_a_sheet_is_read_by_a_saved_mapping_which_is_listed_and_removed(server: Server, own_world: World) -> None:
