@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
@@ -27,13 +28,15 @@ from domain.errors import Unknown
 from infra.imports.runs import RunNotFound, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from infra.imports.runs import ImportRun
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 _SCOPE: Final = "imports"
+# What the report of an import says at its end that did not judge all rows.
+_STOPPED: Final = frozenset({"import_id", "state", "error", "rows", "rows_done", *FATES})
 
 
 class ImportAnswer(Answer):
@@ -110,7 +113,8 @@ async def read_import_report(
 ) -> Response:
     """Read what became of the rows of an import that was left to the worker, as `POST /v1/imports` answers it.
 
-    While the import is under way, the report has the rows so far, and no summary.
+    While the import is under way, the report has the rows so far, and no summary. If it failed or was cancelled, the
+    last line is `{"stopped": {…}}` in place of the summary. The titles of sheets are left out.
     """
     run = await _found(caller, import_id)
     access: list[UUID] = []
@@ -125,8 +129,15 @@ async def read_import_report(
                 caller.ledger_id, access_id, rows=run.rows_done, complete=complete
             )
 
-    pieces = caller.services.import_runs.report(run)
-    return StreamingDownload(caller, pieces, begin=begin, end=end, headers={}, media_type=NDJSON)
+    return StreamingDownload(caller, _report(caller, run), begin=begin, end=end, headers={}, media_type=NDJSON)
+
+
+async def _report(caller: Caller, run: ImportRun) -> AsyncGenerator[bytes]:
+    async for lines in caller.services.import_runs.report(run):
+        yield lines
+    if run.state in {"failed", "cancelled"}:
+        stopped = {name: value for name, value in run_content(run).items() if name in _STOPPED}
+        yield orjson.dumps({"stopped": stopped}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 @router.delete(

@@ -51,6 +51,9 @@ MEDIA_TYPES: Final = (XLSX, "text/csv", "text/tab-separated-values")
 _COLUMN: Final = re.compile(r"(?P<field>[a-z_]+)=(?P<letters>[A-Za-z]{0,3})")
 _BLOCK: Final = MIB
 _REQUEST_NAME_BYTES: Final = 16
+# Of what is stored of a request for the worker.
+_ASKED_VERSION: Final = 1
+_NEWER: Final = "A newer version of the program has accepted this import. Update the worker."
 # Larger sheets are left to the worker. So many rows take a few seconds.
 MAX_ROWS_OF_A_REQUEST: Final = 2_000
 
@@ -174,7 +177,9 @@ class ImportQuery(QueryModel):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an import asks for, as it is stored for the worker, which may have other settings.
+    """What an import asks for, as it is stored for the worker, which may have other settings, or another version.
+
+    NOTE: imports that wait have it stored. Where it changes, raise `_ASKED_VERSION`, and go on reading what is stored.
 
     Attributes:
         query: the parameters of the request.
@@ -200,6 +205,7 @@ class Asked:
         """Return it as it is stored."""
         sent = self.query.model_dump(mode="json", exclude_unset=True)
         return {
+            "version": _ASKED_VERSION,
             "query": {
                 name: "true" if value is True else str(value)
                 for name, value in sent.items()
@@ -213,13 +219,21 @@ class Asked:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Self:
-        """Return what was stored."""
+        """Return what was stored.
+
+        Raises:
+            Unavailable: a newer version has stored it, so a worker of that version carries it out.
+
+        """
+        if stored["version"] > _ASKED_VERSION:
+            raise Unavailable(_NEWER)
         mapping, policy = stored["mapping"], stored["policy"]
         return cls(
             ImportQuery.model_validate(stored["query"]),
             None if mapping is None else MappingBody.model_validate(mapping),
             Policy(**policy | {"allowed_days": tuple(policy["allowed_days"])}),
             stored["video_ids"],
+            stored.get("request"),
         )
 
 
@@ -344,7 +358,7 @@ async def _later(caller: Caller, asked: Asked, run: Import, sheet: IO[bytes], re
             file=sheet,
             file_sha256=sha256,
             rows=run.rows,
-            first_line=line(read),
+            first_line=line(_without_names(read)),
             access=await access_of(caller, parameters, rows=run.rows, format=NDJSON),
         )
     except TooManyRuns:
@@ -353,6 +367,13 @@ async def _later(caller: Caller, asked: Asked, run: Import, sheet: IO[bytes], re
     read["import"]["import_id"] = import_id
     location = {"Location": f"/v1/imports/{import_id}"}
     return answer(run_content(stored) | read, 202, location | replay_header(replayed))
+
+
+def _without_names(read: dict[str, Any]) -> dict[str, Any]:
+    """Return how a sheet is read without the titles of sheets: they may name people, and no erasure reaches them."""
+    said = read["import"]
+    sheets = [{name: value for name, value in sheet.items() if name != "name"} for sheet in said["sheets"]]
+    return {"import": {name: value for name, value in said.items() if name != "hidden"} | {"sheets": sheets}}
 
 
 def _request_name(caller: Caller, idempotency_key: str) -> str:

@@ -66,6 +66,7 @@ FULL: Final = (
     "Too many large sheets wait for the worker of this server. This one was not stored, and nothing of it was "
     "recorded. Send it again later."
 )
+_INCOMPLETE: Final = "Something of this report is missing: it was deleted meanwhile, or altered."
 TOO_OLD: Final = (
     f"No worker has carried this import out within {OPEN_DAYS} days. Start a worker with the part `imports`, and send "
     "the sheet again: rows that are recorded are known."
@@ -381,11 +382,23 @@ class ImportRuns:
         return [ImportRun(*row) for row in await self._rows(ledger_id, _PAGE, (ledger_id, before, limit))]
 
     async def report(self, run: ImportRun) -> AsyncGenerator[bytes]:
-        """Yield the lines of an import's report, as far as it is, some at a time."""
-        sealing, number = await self._reports(run.ledger_id), -1
+        """Yield the lines of an import's report, as far as it is, some at a time.
+
+        Raises:
+            Unavailable: something of it is not there, or not any more.
+
+        """
+        sealing, number, following = await self._reports(run.ledger_id), -1, 0
         while (part := await self._part(run, "report", number)) is not None:
             number, sealed = part
-            yield zlib.decompress(sealing.unseal(sealed, _place(run.import_id, "report", number)))
+            if number != following:
+                raise Unavailable(_INCOMPLETE)
+            lines = zlib.decompress(sealing.unseal(sealed, _place(run.import_id, "report", number)))
+            # A piece is numbered by the first of its rows, which are counted from 1.
+            following = number + lines.count(b"\n")
+            yield lines
+        if following <= run.rows_done:
+            raise Unavailable(_INCOMPLETE)
 
     async def cancel(self, ledger_id: int, key_id: UUID, import_id: UUID, access: Access) -> None:
         """Have an import cancelled, if it has not ended: at once, or at the next note of the worker that has begun it.

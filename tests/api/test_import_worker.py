@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import httpx
+import orjson
 import psycopg
 import pytest
 
 from api import import_run, import_worker, imports
 from api.import_worker import ImportWorker
+from api.workbooks import WorkbookWriter
 from domain import commands
 from domain.commands import Decision, Ledger
 from domain.creator import Creator
-from domain.values import Actor, When
+from domain.values import Actor, Policy, When
 from infra.auth.access_log import COMMAND_LINE
 from infra.errors import Unavailable
 from infra.eventstore.command_handler import CommandMetadata
@@ -28,8 +32,8 @@ from infra.imports import runs
 from infra.imports.runs import ImportRuns, import_figures
 from infra.jobs.retention import purge
 from infra.postgres.roles import API, WORKER
-from tests.api.test_imports import LATER, events, lines, secret, send, sheet
-from tests.api.world import World, refused, told
+from tests.api.test_imports import HEAD, LATER, events, lines, secret, send, sheet
+from tests.api.world import TERMS, World, refused, told
 from tests.infra.session_tokens import bound_to
 from tests.keys import ERASURE_KEYS
 from tests.serving import REPOSITORY
@@ -276,6 +280,8 @@ def test_an_import_that_is_cancelled_between_two_workers_tells_of_each_row_that_
     done = state(world, sent)
     assert (done["state"], done["rows_done"], done["new"]) == ("cancelled", 3, 3)
     assert told_rows(world, sent) == ["new"] * 3
+    names = ("import_id", "state", "error", "rows", "rows_done", *import_run.FATES)
+    assert report(world, sent)[-1] == {"stopped": {name: done[name] for name in names}}
     assert kinds(world) == {"ImportStarted": 1, "CodeGenerated": 3, "ImportEnded": 1}
     (ended,) = [event for event in events(world) if event["type"] == "ImportEnded"]
     assert (ended["body"]["complete"], ended["body"]["new"]) == (False, 3)
@@ -500,6 +506,59 @@ def test_imports_that_failed_are_counted(world: World) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_a_report_of_which_something_is_missing_breaks_off(world: World, number: int) -> None:
+    sent = later(world, *ROWS)
+    work(world, sent)
+    missing = "DELETE FROM import_parts WHERE import_id = %s AND kind = 'report' AND number >= %s AND number < %s + 2"
+    owner(world, missing, sent["import_id"], number, number)
+    with pytest.raises(httpx.RemoteProtocolError):
+        report(world, sent)
+
+
+@pytest.mark.usefixtures("small")
+def test_titles_of_sheets_are_answered_and_not_stored(world: World) -> None:
+    file = io.BytesIO()
+    with WorkbookWriter(file) as book:
+        book.begin_sheet("Ana Muster", HEAD)
+        for row in ROWS:
+            book.write(row)
+    asked = {"terms": TERMS, "permission": "true", "record": "true"}
+    answer = world.client.post(
+        "/v1/imports", content=file.getvalue(), headers={"Content-Type": imports.XLSX}, params=asked
+    )
+    sent = told(answer, 202)
+    assert [one["name"] for one in sent["import"]["sheets"]] == ["Ana Muster"]
+    (first,) = report(world, sent)
+    [sheet_read] = sent["import"]["sheets"]
+    assert first["import"]["sheets"] == [{name: sheet_read[name] for name in sheet_read if name != "name"}]
+    assert first["import"].keys() == sent["import"].keys() - {"hidden"}
+
+
+STORED = {
+    "version": 1,
+    "query": {"record": "true", "terms": "2026-01", "permission": "true", "days": "30", "mapping": "north"},
+    "mapping": {"columns": {"secret": "Kode", "note": None}, "dates": "dmy"},
+    "policy": {"allowed_days": [7, 30], "extend_after_expiry": True, "codes_without_secret": False},
+    "video_ids": "any",
+    "request": "7f3a",
+}
+
+
+def test_what_was_stored_of_a_request_is_read_as_it_was_asked() -> None:
+    asked = imports.Asked.read(STORED)
+    assert orjson.loads(orjson.dumps(asked.stored())) == STORED
+    options = asked.options
+    assert (options.record, options.mapping, options.reading.dates) == (True, "north", "dmy")
+    assert (options.reading.length, asked.policy) == (timedelta(days=30), Policy((7, 30)))
+
+
+def test_what_a_newer_version_has_stored_waits_for_a_worker_of_that_version() -> None:
+    with pytest.raises(Unavailable, match="newer version"):
+        imports.Asked.read(STORED | {"version": 2})
+
+
+@pytest.mark.usefixtures("small")
 def test_what_is_wrong_with_a_large_sheet_is_said_at_once(world: World) -> None:
     assert refused(send(world, "1,2\n3,4\n" * 9, record="true")) == (422, "malformed_body")
 
@@ -656,14 +715,16 @@ def test_an_import_whose_worker_was_killed_goes_on_in_the_next_one(
     monkeypatch.setattr(imports, "MAX_ROWS_OF_A_REQUEST", import_worker.NOTED_ROWS)
     end_others(world)
     sent = later(world, *(["ana", f"video-{n}", secret(n), "2026-01-01", LATER] for n in range(count)))
-    with psycopg.connect(world.server.database.dsn()) as holding, importing(world) as first:
-        until(lambda: state(world, sent)["state"] == "running", 60)
+    with psycopg.connect(world.server.database.dsn()) as holding, ExitStack() as worker:
         # It records, and cannot note it.
-        holding.execute("SELECT FROM import_runs WHERE import_id = %s FOR UPDATE", (sent["import_id"],))
+        holding.execute("LOCK TABLE import_parts IN SHARE MODE")
+        first = worker.enter_context(importing(world))
         until(lambda: recorded(world).get("CodeGenerated", 0) > 0, 60)
         first.kill()
         first.wait(20)
     assert state(world, sent)["state"] == "running"
+    starts = "SELECT starts, vain_starts FROM import_runs WHERE import_id = %s"
+    assert owner(world, starts, sent["import_id"]) == [(1, 1)]
     with importing(world):
         until(lambda: state(world, sent)["state"] != "running", 60)
     done = state(world, sent)
