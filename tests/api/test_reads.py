@@ -208,6 +208,7 @@ def test_every_route_that_reads_with_a_key_leaves_a_trace() -> None:
         "GET /v1/events/{position}",
         "GET /v1/events/{position}/proof",
         "GET /v1/events/stream",
+        "GET /v1/imports/{import_id}/report",
         "GET /v1/exports/events",
         "GET /v1/exports/codes",
         "GET /v1/exports/permissions",
