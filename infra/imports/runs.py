@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidTag
 from infra.auth.access_log import record_within
 from infra.auth.key_admin import lock_valid_key
 from infra.crypto.envelope import SealingKey, fresh_key
-from infra.crypto.keyring import StoredKeyAltered, sheet_purpose
+from infra.crypto.keyring import KeyErased, StoredKeyAltered, sheet_purpose
 from infra.errors import IdempotencyMismatch, KeyNoLongerValid, Unavailable
 from projections.engine.advisory_locks import AdvisoryLock
 
@@ -62,6 +62,7 @@ RETRY_FULL_S: Final = 60
 START_BYTES: Final = 4
 _REPORTS: Final = "reports of imports v1"
 _GONE_ON: Final = "Another worker has gone on with this import, or it has ended."
+ERASING: Final = "An erasure began while the sheet was stored, so it was not. Send it again."
 FULL: Final = (
     "Too many large sheets wait for the worker of this server. This one was not stored, and nothing of it was "
     "recorded. Send it again later."
@@ -355,6 +356,8 @@ class ImportRuns:
                 raise KeyNoLongerValid
             if row[0] == "full":
                 raise Unavailable(FULL, RETRY_FULL_S)
+            if row[0] == "epoch":
+                raise Unavailable(ERASING)
             file.seek(0)
             number = 0
             while piece := file.read(PIECE_BYTES):
@@ -466,11 +469,15 @@ class ImportRuns:
             KeyErased: an erasure has destroyed the key of the sheet.
 
         """
-        [(stored,)] = await self._rows(run.ledger_id, _KEY, (run.ledger_id, run.import_id))
-        if stored is None:
-            raise Unavailable(_GONE_ON)
+        stored, purpose = await self._sealed_key(run), sheet_purpose(run.import_id)
         try:
-            key = await self._keyring.open_until_erasure(run.ledger_id, stored, sheet_purpose(run.import_id))
+            key = await self._keyring.open_until_erasure(run.ledger_id, stored, purpose)
+        except KeyErased:
+            # It may have been sealed again in the next epoch after it was read.
+            again = await self._sealed_key(run)
+            if again == stored:
+                raise
+            key = await self._keyring.open_until_erasure(run.ledger_id, again, purpose)
         except StoredKeyAltered:
             raise StoredSheetAltered from None
         sealing = SealingKey(key)
@@ -552,6 +559,12 @@ class ImportRuns:
             return await (await connection.execute(query, parameters)).fetchall()
 
         return await self._database.read(ledger_id, rows)
+
+    async def _sealed_key(self, run: ImportRun) -> bytes:
+        [(stored,)] = await self._rows(run.ledger_id, _KEY, (run.ledger_id, run.import_id))
+        if stored is None:
+            raise Unavailable(_GONE_ON)
+        return bytes(stored)
 
     async def _part(self, run: ImportRun, kind: Kind, after: int) -> tuple[int, bytes] | None:
         rows = await self._rows(run.ledger_id, _PART, (run.ledger_id, run.import_id, kind, after))

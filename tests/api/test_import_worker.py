@@ -26,6 +26,7 @@ from domain.commands import Decision, Ledger
 from domain.creator import Creator
 from domain.values import Actor, Policy, When
 from infra.auth.access_log import COMMAND_LINE
+from infra.crypto.keyring import Keyring
 from infra.errors import Unavailable
 from infra.eventstore.command_handler import CommandMetadata
 from infra.imports import runs
@@ -330,6 +331,38 @@ def test_a_sheet_that_waits_opens_no_more_after_an_erasure_in_its_ledger(world: 
     assert (done["state"], done["error"], kinds(world)["ImportStarted"]) == ("failed", import_worker.ERASED, 0)
     work(another, other)
     assert state(another, other)["state"] == "ended"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_sheet_that_an_erasure_overtakes_while_it_is_stored_is_sent_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sealed_in_an_ended_epoch(*_: Any) -> bytes:
+        return bytes(64)
+
+    with monkeypatch.context() as for_now:
+        for_now.setattr(Keyring, "seal_until_erasure", sealed_in_an_ended_epoch)
+        answer = send(world, sheet(*ROWS), record="true", permission="true")
+    assert refused(answer) == (503, "unavailable")
+    later(world, *ROWS)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_sheet_that_is_sealed_again_while_it_is_opened_is_imported(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, opens = later(world, *ROWS), Keyring.open_until_erasure
+    [(stored_key,)] = owner(world, "SELECT sealed_key FROM import_runs WHERE import_id = %s", sent["import_id"])
+
+    async def overtaken(self: Any, ledger_id: int, stored: bytes, purpose: str) -> bytes:
+        if stored == bytes(64):
+            owner(world, "UPDATE import_runs SET sealed_key = %s WHERE import_id = %s", stored_key, sent["import_id"])
+        return await opens(self, ledger_id, stored, purpose)
+
+    owner(world, "UPDATE import_runs SET sealed_key = %s WHERE import_id = %s", bytes(64), sent["import_id"])
+    monkeypatch.setattr(Keyring, "open_until_erasure", overtaken)
+    work(world, sent)
+    assert state(world, sent)["state"] == "ended"
 
 
 @pytest.mark.usefixtures("small")

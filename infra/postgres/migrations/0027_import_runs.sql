@@ -81,8 +81,8 @@ GRANT DELETE, UPDATE (sealed_key, state, rows_done, counts, error, starts, vain_
 GRANT INSERT, DELETE ON import_parts TO sparkledger_worker;
 
 -- Accept an import from a key that was presented, and that may record: with this, a worker may record in its name, until
--- the import ends. Answers 'accepted'; 'full' where the sheets of all ledgers that wait have a GiB; 'key' where the key is
--- not valid any more. Those who ask at the same time may together exceed that by their own sheets.
+-- the import ends. Answers 'accepted'; 'full' where the sheets of all ledgers that wait have a GiB; 'epoch'
+-- where an erasure has ended the epoch that its key is sealed in; 'key' where the caller's key is not valid any more. Those who ask at the same time may together exceed that by their own sheets.
 CREATE FUNCTION accept_import(
     by_key uuid, by_token bytea, of_ledger int, in_role text, new_import uuid, as_asked jsonb, sha256 text, of_bytes int,
     of_rows int, with_key bytea)
@@ -101,6 +101,13 @@ BEGIN
         WHERE r.ended_at IS NULL AND l.served_by IS NULL
     ) > 1073741824 THEN
         RETURN 'full';
+    END IF;
+    -- A new epoch waits for this, and seals the key again.
+    PERFORM FROM key_epochs e
+    WHERE e.present AND decode(e.epoch_id, 'hex') = substring(with_key FROM 1 FOR 8)
+    FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN 'epoch';
     END IF;
     INSERT INTO import_runs (import_id, ledger_id, key_id, role, asked, file_sha256, bytes, sealed_key, rows)
     SELECT new_import, of_ledger, k.key_id, in_role, as_asked, sha256, of_bytes, with_key, of_rows
