@@ -81,8 +81,9 @@ GRANT DELETE, UPDATE (sealed_key, state, rows_done, counts, error, starts, vain_
 GRANT INSERT, DELETE ON import_parts TO sparkledger_worker;
 
 -- Accept an import from a key that was presented, and that may record: with this, a worker may record in its name, until
--- the import ends. Answers 'accepted'; 'full' where the sheets of all ledgers that wait have a GiB; 'epoch'
--- where an erasure has ended the epoch that its key is sealed in; 'key' where the caller's key is not valid any more. Those who ask at the same time may together exceed that by their own sheets.
+-- the import ends. Answers 'accepted'; 'full' where the sheets of all ledgers that wait have a GiB, which those who ask at
+-- the same time may together exceed by their own; 'epoch' where an erasure has ended the epoch that its key is sealed in;
+-- 'key' where the caller's key is not valid any more.
 CREATE FUNCTION accept_import(
     by_key uuid, by_token bytea, of_ledger int, in_role text, new_import uuid, as_asked jsonb, sha256 text, of_bytes int,
     of_rows int, with_key bytea)
@@ -170,8 +171,8 @@ RETURN is_worker() AND EXISTS (
     AND uuid_send(r.import_id) || int4send(r.starts) = presented
 );
 
--- Wait until everything is recorded that `append` has accepted for a ledger. What is changed in the same transaction, it sees
--- before it accepts more. So a worker that begins an import, and reads then, misses nothing of the one that began it before.
+-- Wait until everything is recorded that `append` has accepted for a ledger. What is changed in the same transaction, it
+-- sees before it accepts more. So a worker that begins an import, and reads then, misses nothing of the one before.
 CREATE FUNCTION after_appends(of_ledger int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
