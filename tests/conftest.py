@@ -211,9 +211,9 @@ def server_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Async tests run on uvloop, as the server does."""
-    return "asyncio", {"use_uvloop": True}
+def anyio_backend() -> str:
+    """Async tests run on asyncio, as the server does."""
+    return "asyncio"
 
 
 class Servers:
