@@ -129,18 +129,31 @@ class ImportWorker:
             under_way.add(importing.left)
             if under_way.lines:
                 progress = under_way.take(importing)
-        if error != KEY_ENDED and importing is not None:
-            await importing.end_early()
-        elif error != KEY_ENDED:
-            await end_unread(
-                self._opened.aggregates,
-                self._opened.handler,
-                ledger_id=run.ledger_id,
-                actor=under_way.actor,
-                import_id=run.import_id,
-                counts=run.counts,
-            )
+        try:
+            if error != KEY_ENDED:
+                await self._end_in_trail(under_way)
+        except (Unavailable, MasterKeyError, OSError, asyncio.CancelledError):
+            raise
+        except KeyNoLongerValid:
+            pass  # since a moment ago: then nothing can be recorded
+        except Exception:
+            # It ends all the same: begun again and again, it would end this worker each time.
+            log.exception("The end of import %s cannot be recorded", run.import_id)
         await self._runs.stop(run, state, error, progress)
+
+    async def _end_in_trail(self, under_way: _UnderWay) -> None:
+        run = under_way.run
+        if under_way.importing is not None:
+            await under_way.importing.end_early()
+            return
+        await end_unread(
+            self._opened.aggregates,
+            self._opened.handler,
+            ledger_id=run.ledger_id,
+            actor=under_way.actor,
+            import_id=run.import_id,
+            counts=run.counts,
+        )
 
 
 class _UnderWay:

@@ -436,6 +436,8 @@ def test_an_error_of_the_program_fails_the_import_and_no_other(world: World, mon
 
     with monkeypatch.context() as until_then:
         until_then.setattr(import_run.Import, "_row", defect)
+        # Not even its end can be recorded then; it ends all the same.
+        until_then.setattr(import_run.Import, "end_early", defect)
         work(world, wrong)
     work(world, right)
     assert (state(world, wrong)["error"], state(world, right)["new"]) == (import_worker.DEFECT, 6)
