@@ -238,7 +238,7 @@ class Import:
         Args:
             counts: how many rows had each fate.
             unsure: how many rows after those may have been recorded as well. Their events name this import, so they
-                are told from rows that were known before.
+                are distinguished from rows that were known before.
             stops: why nothing more is recorded, if that is so. Only those rows are judged then, so that the report has
                 them, and this is raised.
 

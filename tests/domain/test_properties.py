@@ -140,7 +140,7 @@ facts: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "record_due": st.fixed_dictionaries({"code_id": codes}),
     "erase": st.just({}),
 }
-# An erasure ends most of what a story could tell, so it is told of more rarely. What is due is so at few moments.
+# An erasure ends most of what a story could tell, so stories have it more rarely. What is due is so at few moments.
 names = [*[name for name in facts if name != "erase"] * 3, *["record_due"] * 3, "erase"]
 # Made once: a strategy that is made while a story is drawn is checked each time, which takes longer than the story.
 steps_by_name = {

@@ -2,7 +2,7 @@
 
 Two PostgreSQLs, one API process, workers of both servers with webhooks and Kafka, sealers; callers, a stream, a
 receiver of webhooks, and a consumer of the topic. Each time the ledger ends on one server, with everything that was
-acknowledged there once, and whoever follows it has every event: the stream and Kafka once, the webhook at least once,
+acknowledged there once, and every follower has every event: the stream and Kafka once, the webhook at least once,
 all in order.
 """
 
