@@ -37,7 +37,6 @@ from api import (
     streams,
 )
 from api.calendars import READS_AT_ONCE
-from api.console import frame
 from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import (
@@ -546,7 +545,7 @@ def limits() -> str:
         ),
         (
             "a page of the console that is being made",
-            f"{frame.TURN_S * 1000:.2f} ms at a time; then come other requests",
+            f"{turns.SHORT_TURN_S * 1000:.2f} ms at a time; then come other requests",
         ),
         (
             "histories and pages of the trail that are being read, for each API process",

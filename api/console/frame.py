@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,16 +11,13 @@ from starlette.responses import HTMLResponse
 
 from api.console import wording
 from api.console.assets import address_of
+from api.http.turns import made_in_short_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from starlette.types import Receive, Scope, Send
 
-# A page is made for so long at a time. Then come so many rounds of the event loop for other requests, which need some
-# rounds one after another: between a request and its query, and between the result and the answer.
-TURN_S: Final = 0.00025
-ROUNDS: Final = 4
 NONCE_BYTES: Final = 16
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -79,15 +74,7 @@ class _Rendered(HTMLResponse):
         self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        made = []
-        over = time.perf_counter() + TURN_S
-        for part in self._parts:
-            made.append(part)
-            if time.perf_counter() > over:
-                for _ in range(ROUNDS):
-                    await asyncio.sleep(0)
-                over = time.perf_counter() + TURN_S
-        self.body = "".join(made).encode()
+        self.body = (await made_in_short_turns(self._parts)).encode()
         self.headers["Content-Length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 

@@ -50,7 +50,7 @@ async def test_others_come_between_two_turns_of_one_and_of_another(monkeypatch: 
 
 
 async def test_other_work_goes_on_while_a_page_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame, "TURN_S", 0.0)
+    monkeypatch.setattr(turns, "SHORT_TURN_S", 0.0)
     done: list[str] = []
     sent: list[MutableMapping[str, Any]] = []
 
