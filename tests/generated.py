@@ -72,6 +72,7 @@ from infra.delivery.alerts.models import AlertPolicy
 from infra.delivery.webhooks import delivery_store, http_target
 from infra.delivery.webhooks import subscriptions as webhooks
 from infra.delivery.webhooks.models import DeliveryPolicy
+from infra.ending import ENDS_WITHIN_S
 from infra.eventstore import group_commit, live_subscription
 from infra.eventstore.serialization import clear_body, event_type, split_sealed
 from infra.imports import mappings, runs
@@ -539,6 +540,7 @@ def limits() -> str:
                 f"{authorization_batch.MAX_UPLOAD_BYTES_OF_A_LEDGER // kib**2} MiB of one ledger"
             ),
         ),
+        ("the end of a process that is asked to end", f"{ENDS_WITHIN_S} s"),
         (
             "the work of all batches, for each API process",
             f"{turns.TURN_S * 1000:.0f} ms at a time; then other requests have {turns.PAUSE_S * 1000:.0f} ms",

@@ -20,6 +20,7 @@ from infra.crypto.rotation import require_master_keys
 from infra.delivery.alerts.calendars import Calendars
 from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
+from infra.ending import end_for_certain
 from infra.imports.mappings import SheetMappings
 from infra.imports.runs import ImportRuns
 from infra.postgres.migrate import require_migrated
@@ -175,6 +176,7 @@ def believing(proxies: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _stop(servers: Sequence[Server], end_streams: Sequence[Callable[[], None]]) -> None:
+    end_for_certain()
     for server in servers:
         server.should_exit = True
     # The server waits for answers under way, and these would never be over.

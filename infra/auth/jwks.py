@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 
 from infra.auth.oidc_issuers import advertised_address_problem
+from infra.ending import cancelled
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -105,8 +106,7 @@ class KeySet:
     async def stop(self) -> None:
         """Cancel a running fetch."""
         if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
+            await cancelled([self._fetching])
 
     def _matching(self, key_id: str | None, algorithm: str) -> SigningKey | None:
         fitting = [key for key in self._keys if key.algorithm == algorithm]

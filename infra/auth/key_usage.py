@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from infra.auth.access_log import Access, record_within
+from infra.ending import cancelled
 from infra.errors import Unavailable
 from infra.recent_cache import RecentCache
 from projections.engine.array_columns import Uuids
@@ -90,9 +91,7 @@ class KeyUsage:
     async def stop(self) -> None:
         """Stop writing; what was noted in the last second is lost."""
         if self._writing is not None:
-            self._writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._writing
+            await cancelled([self._writing])
 
     async def _write(self) -> None:
         while self._pending:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
+from infra.ending import cancelled
 from infra.errors import Unavailable
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, Outcome
 from infra.eventstore.append_statement import AppendStatement
@@ -154,7 +155,7 @@ class GroupCommitWriter:
         if self._task is not None:
             await self._task
         if self._watching is not None:
-            self._watching.cancel()
+            await cancelled([self._watching])
         while self._waiting:
             _resolve(self._waiting.popleft(), Unavailable(STOPPING))
         if self._connection is not None:

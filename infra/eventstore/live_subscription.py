@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from infra.ending import cancelled
 from infra.errors import Unavailable
 from infra.eventstore.notifications import Listener
 from projections.engine.page import PositionGap
@@ -274,9 +275,7 @@ class LiveSubscriptions:
         """End every subscription; its followers get no more events."""
         running = [task for _, task in self._subscriptions.values()]
         self._subscriptions.clear()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await cancelled(running)
         if self._listener is not None:
             listener, self._listener = self._listener, None
             await listener.stop()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 
+from infra.ending import cancelled
 from infra.postgres.pool import LedgerConnection, session
 from infra.postgres.prepared_statement import Statement
 
@@ -46,9 +46,9 @@ class _Loop:
     async def stop(self) -> None:
         """End the task, and close its connection."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await cancelled([self._task])
+            if not self._task.cancelled():
+                self._task.result()  # raises why it ended by itself
 
     async def _run(self) -> None:
         while True:

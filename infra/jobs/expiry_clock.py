@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
+from infra.ending import cancelled
 from infra.errors import Unavailable
 from infra.jobs.expiry_batch import ExpiryRecorder
 from infra.jobs.expiry_figures import Figures, Report
@@ -160,9 +161,7 @@ class ExpiryClock:
                 running[asyncio.create_task(self._record(ledger_id, codes))] = len(codes)
             await asyncio.gather(*running)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await cancelled(running)
         return self._recorder.recorded - before
 
     async def _look(self) -> deque[int]:

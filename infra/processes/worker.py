@@ -12,6 +12,7 @@ from infra.crypto.rotation import require_master_keys
 from infra.delivery.alerts.worker import AlertWorker
 from infra.delivery.webhooks.http_target import AllowedNetworks
 from infra.delivery.webhooks.worker import WebhookWorker
+from infra.ending import cancelled, end_for_certain
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.eventstore.notifications import Listener
 from infra.jobs.anchor import Anchoring
@@ -96,8 +97,13 @@ async def run(
     raise_file_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        end_for_certain()
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     async with runtime(conninfo, WORKER, master_key) as opened:
         runners, wakes = views_followed(conninfo, opened.database) if "views" in parts else ([], [])
         webhooks = None
@@ -127,9 +133,9 @@ async def run(
         stopping = loop.create_task(stop.wait())
         # No task ends by itself. If one does, that is a defect: the process ends with it, and is restarted.
         await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
+        ending = loop.create_task(cancelled(tasks))
         await asyncio.gather(*(asyncio.to_thread(publisher.stop, PUBLISHER_STOP_S) for publisher in publishers))
+        await ending
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome

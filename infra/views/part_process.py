@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import uvloop
 
+from infra.ending import cancelled
 from infra.eventstore.part_reader import PartReader
 from infra.postgres.pool import Database
 from infra.postgres.roles import WORKER
@@ -62,9 +63,7 @@ async def serve() -> None:
         task = tasks[view, part] = asyncio.create_task(_carry_out(conninfo, view, part, shared))
         # Also if it is withdrawn before it has begun.
         task.add_done_callback(partial(_close, shared))
-    for task in tasks.values():
-        task.cancel()
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    await cancelled(tasks.values())
     await database.close()
 
 

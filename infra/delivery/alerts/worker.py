@@ -29,6 +29,7 @@ from infra.delivery.alerts.schedule import send_at
 from infra.delivery.alerts.sealing import AlertSealer
 from infra.delivery.alerts.texts import Entry, Letterhead, alert_text, trial_text
 from infra.delivery.webhooks.http_target import Resolver
+from infra.ending import cancelled
 from infra.errors import Unavailable
 from infra.postgres.pool import SHORT, LedgerConnection, session
 from infra.postgres.roles import WORKER
@@ -311,9 +312,7 @@ class AlertWorker:
         """End what is being sent: whether it was accepted is not known, so it is sent once more."""
         tasks = list(self._sending)
         self._sending.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(tasks)
 
 
 async def _stops_early(

@@ -24,6 +24,7 @@ from infra.delivery.webhooks.http_target import HttpTarget, Resolver
 from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.delivery.webhooks.sender import Sender
 from infra.delivery.webhooks.signing import WebhookSealer, payload
+from infra.ending import cancelled
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.eventstore.serialization import UnreadableEvent
@@ -253,9 +254,7 @@ class WebhookWorker:
 
     async def _stop(self, webhook_ids: Sequence[UUID]) -> None:
         stopped = [self._running.pop(webhook_id) for webhook_id in webhook_ids]
-        for running in stopped:
-            running.task.cancel()
-        await asyncio.gather(*(running.task for running in stopped), return_exceptions=True)
+        await cancelled(running.task for running in stopped)
         await asyncio.gather(*(running.target.close() for running in stopped), return_exceptions=True)
 
     async def _clean_up(self) -> None:
