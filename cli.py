@@ -1306,7 +1306,7 @@ BENCHMARKS: Final = {
     "publish": "events per second to Kafka, and the time from commit to consumer; needs Java 17 and Maven",
     "stream": "the time from recording an event until 100 and 1,000 stream clients have it",
     "webhooks": "events per second delivered to one receiver",
-    "peers": "appends of other event stores on PostgreSQL; only by name, because npm fetches two of them",
+    "peers": "appends of other event stores; only by name, because some are fetched from npm and PyPI",
 }
 
 

@@ -1,4 +1,4 @@
-"""`peers`: appends of other event stores on PostgreSQL, beside those of this one, in one run on one server.
+"""`peers`: appends of other event stores, beside those of this one, in one run, those on PostgreSQL on one server.
 
 None of them does the same as an append here: this one also checks an API key, an idempotency key and claims, seals
 data, and numbers the ledger's events without a gap. So the figures say what that costs, not who is better.
@@ -6,21 +6,26 @@ data, and numbers the ledger's events without a gap. So the figures say what tha
 - eventsourcing, the library: `Application.save` of a new aggregate, by threads.
 - message-db: its function `write_message` to a new stream, called by pgbench.
 - Emmett: `appendToStream` to a new stream, in one process of Node.js with its own pool of connections.
+- UmaDB, which has a database of its own: `append` on the condition that no event has the stream's tag, by threads.
 
-The last two come from the npm registry, when this runs, into a temporary directory. If one cannot be had, it is said
-why. All commit with fsync on.
+The last three come from the registries of npm and PyPI, when this runs, into a temporary directory. If one cannot be
+had, it is said why. All commit with fsync on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -38,6 +43,9 @@ CLIENTS: Final = (1, 8, 32)
 FETCH_WITHIN_S: Final = 300
 MESSAGE_DB: Final = "@eventide/message-db@1.3.1"
 EMMETT: Final = ("@event-driven-io/emmett-postgresql@0.42.0", "@event-driven-io/emmett@0.42.0")
+# The server and its client.
+UMADB: Final = "umadb==0.7.8"
+ANSWERS_WITHIN_S: Final = 30.0
 
 _WRITE_MESSAGE: Final = """
 SELECT message_store.write_message(
@@ -55,15 +63,18 @@ def _fetched(into: Path, *packages: str) -> Path:
     """Fetch packages of npm, and return the directory of all that they need."""
     if shutil.which("npm") is None:
         raise NotToBeHad("npm is not installed")
-    command = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(into), *packages)
+    _fetch("npm", "npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(into), *packages)
+    return into / "node_modules"
+
+
+def _fetch(registry: str, *command: str) -> None:
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=FETCH_WITHIN_S)
     except subprocess.TimeoutExpired as late:
-        raise NotToBeHad("npm did not answer in time") from late
+        raise NotToBeHad(f"{registry} did not answer in time") from late
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise NotToBeHad(f"npm: {lines[0] if lines else 'failed without a word'}")
-    return into / "node_modules"
+        raise NotToBeHad(f"{registry}: {lines[0] if lines else 'failed without a word'}")
 
 
 def _new_database(server: EmbeddedPostgres, name: str) -> str:
@@ -72,7 +83,7 @@ def _new_database(server: EmbeddedPostgres, name: str) -> str:
     return make_conninfo(server.dsn(), dbname=name)
 
 
-def _message_db(server: EmbeddedPostgres, directory: Path) -> Callable[[int], float]:
+def _message_db(server: EmbeddedPostgres, directory: Path, _: ExitStack) -> Callable[[int], float]:
     """Install message-db in a database of its own, in the order of its own scripts."""
     database = _fetched(directory, MESSAGE_DB) / "@eventide/message-db/database"
     with psycopg.connect(_new_database(server, "message_db"), autocommit=True) as connection:
@@ -92,7 +103,7 @@ def _sql_of(script: Path) -> list[str]:
     return re.findall(r"(?:schema|types|tables|functions|indexes)/[\w-]+\.sql", script.read_text())
 
 
-def _emmett(server: EmbeddedPostgres, directory: Path) -> Callable[[int], float]:
+def _emmett(server: EmbeddedPostgres, directory: Path, _: ExitStack) -> Callable[[int], float]:
     if shutil.which("node") is None:
         raise NotToBeHad("Node.js is not installed")
     _fetched(directory, *EMMETT)
@@ -103,14 +114,62 @@ def _emmett(server: EmbeddedPostgres, directory: Path) -> Callable[[int], float]
     at = urlencode({"host": str(place["host"]), "port": str(place.get("port", 5432))})
     url = f"postgresql://{place['user']}:none@/emmett?{at}"
 
-    def measured(clients: int) -> float:
-        command = ("node", str(script), url, str(clients), str(PGBENCH_S))
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=directory)
-        if done.returncode:
-            raise NotToBeHad(f"it does not run here: {done.stderr.strip()[-500:]}")
-        return float(done.stdout.splitlines()[-1])
+    return lambda clients: _printed("node", str(script), url, str(clients), str(PGBENCH_S), directory=directory)
+
+
+def _umadb(_: EmbeddedPostgres, directory: Path, stack: ExitStack) -> Callable[[int], float]:
+    packages = directory / "umadb"
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-deps")
+    _fetch("PyPI", *pip, "--only-binary", ":all:", "--target", str(packages), UMADB)
+    script = Path(__file__).with_name("umadb_appends.py")
+    url = stack.enter_context(_umadb_server(packages, directory / "umadb-data"))
+
+    def measured(threads: int) -> float:
+        command = (sys.executable, str(script), url, str(threads), str(PGBENCH_S))
+        return _printed(*command, directory=directory, packages=packages)
 
     return measured
+
+
+@contextmanager
+def _umadb_server(packages: Path, data: Path) -> Iterator[str]:
+    """Run the server that comes with the client, and yield its URL once it answers."""
+    data.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    main = "from umadb.umadb_server_cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", main, "--listen", f"127.0.0.1:{port}", "--db-path", str(data)],
+        env={**os.environ, "PYTHONPATH": str(packages)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        try:
+            _await_answer(running, port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            running.terminate()
+
+
+def _await_answer(running: subprocess.Popen[bytes], port: int) -> None:
+    end = time.monotonic() + ANSWERS_WITHIN_S
+    while running.poll() is None and time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise NotToBeHad("its server does not run here")
+
+
+def _printed(*command: str, directory: Path, packages: Path | None = None) -> float:
+    """Return the rate that a program prints last."""
+    environment = os.environ if packages is None else {**os.environ, "PYTHONPATH": str(packages)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=directory, env=environment)
+    if done.returncode:
+        raise NotToBeHad(f"it does not run here: {done.stderr.strip()[-500:]}")
+    return float(done.stdout.splitlines()[-1])
 
 
 def _rates(measure: Callable[[int], float]) -> dict[str, float]:
@@ -118,18 +177,18 @@ def _rates(measure: Callable[[int], float]) -> dict[str, float]:
 
 
 def run() -> dict[str, Any]:
-    """Measure all in one run on one PostgreSQL."""
+    """Measure all in one run."""
     results: dict[str, Any] = {}
-    with postgres() as server, tempfile.TemporaryDirectory(prefix="sl-peers-") as temporary:
+    with postgres() as server, tempfile.TemporaryDirectory(prefix="sl-peers-") as temporary, ExitStack() as stack:
         results["pgbench, one plain row"] = _rates(lambda clients: pgbench(server, clients))
         results["sparkledger"] = uvloop.run(append.ours(server))
         results["eventsourcing"] = _rates(lambda threads: append.library(server, threads))
-        for name, install in (("message-db", _message_db), ("Emmett", _emmett)):
+        for name, install in (("message-db", _message_db), ("Emmett", _emmett), ("UmaDB", _umadb)):
             try:
-                results[name] = _rates(install(server, Path(temporary)))
+                results[name] = _rates(install(server, Path(temporary), stack))
             except NotToBeHad as why:
                 results[name] = f"not measured: {why}"
-    return {**results, "versions": [MESSAGE_DB, *EMMETT], "settings": SETTINGS, "runs": RUNS}
+    return {**results, "versions": [MESSAGE_DB, *EMMETT, UMADB], "settings": SETTINGS, "runs": RUNS}
 
 
 if __name__ == "__main__":
