@@ -18,8 +18,9 @@ ENDS_WITHIN_S: Final = 15
 async def cancelled(tasks: Iterable[asyncio.Task[Any]], again_s: float = AGAIN_S) -> None:
     """Cancel tasks, and wait until they have ended. What they return or raise is left to who wants it.
 
-    One cancellation may not be enough. Before Python 3.12, `asyncio.wait_for` swallows it if what it waits for has come
-    in the same turn of the loop, and psycopg's pool waits with it; an error of the database may take its place.
+    One cancellation may not be enough: a library may take it for a failure of what it was doing, and go on (psycopg's
+    pool does, while it checks its connections), and before Python 3.12 `asyncio.wait_for` loses it if what it waits for
+    comes in the same turn of the loop.
 
     Args:
         tasks: the tasks.

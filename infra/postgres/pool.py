@@ -329,5 +329,9 @@ class Database:
                 raise
         # After a restart of the server every pooled session is dead: drop them, then use a new one.
         await self._pool.check()
+        # The pool takes a cancellation for the failure of the connection that it is checking, and goes on.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
         async with self.connection(ledger_id) as connection:
             return await query(connection)
