@@ -12,6 +12,8 @@ from typing import Final
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 # New objects that start a collection in a process that updates views: the objects of a page are freed without one.
 GC_YOUNG_OBJECTS: Final = 200_000
+# In a process that only fills views: it keeps the rows of many pages, which a collection would scan for nothing.
+GC_FILL_OBJECTS: Final = 2_000_000
 
 
 def tune_garbage_collector(young: int = GC_THRESHOLDS[0]) -> None:

@@ -101,6 +101,10 @@ CODES: Final = Table(
     "campaigns",
     CodeWithCampaigns,
     key=("ledger_id", "code_id"),
+    fixed=(
+        "creator_id",
+        "video_id",
+    ),
     ddl="""
         CREATE TABLE {table} (
             ledger_id       int NOT NULL,

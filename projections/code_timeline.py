@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from domain.periods import NEVER, Extension, Period, extended
@@ -173,11 +173,49 @@ def _state(row: CodeTimelineRow, moment: datetime, end: datetime) -> State:
     )
 
 
-def count_transitions(row: CodeTimelineRow, figures: Figures, count: int) -> None:
-    """Add a code's transitions to the figures of their days; with a count of -1, subtract them."""
-    figures["issued", "", day_of(row.issued_at)] += count
-    left: State | None = None
-    for moment, entered in transitions(row):
+class Counted(NamedTuple):
+    """What the figures of a code's states follow from: its issue, its first redemption, and its transitions."""
+
+    issued_at: datetime
+    redeemed_at: datetime | None
+    transitions: Sequence[tuple[datetime, State]]
+
+
+def states_counted(row: CodeTimelineRow) -> Counted:
+    """Return what the figures of a code's states follow from, as the row is now."""
+    return Counted(row.issued_at, row.redeemed_at, transitions(row))
+
+
+def count_changes(before: Counted | None, after: Counted, figures: Figures) -> None:
+    """Add to the figures of their days by how much the code's own have changed; `before` is None for a new code.
+
+    Most events change the last transitions only, so those that both have at the beginning are passed over.
+    """
+    if before is None or before[:2] != after[:2]:
+        for known, count in ((before, -1), (after, 1)):
+            if known is not None:
+                _count_times(known, count, figures)
+    same = 0
+    if before is not None:
+        for old, new in zip(before.transitions, after.transitions, strict=False):
+            if old != new:
+                break
+            same += 1
+        _count_transitions(before.transitions, same, -1, figures)
+    _count_transitions(after.transitions, same, 1, figures)
+
+
+def _count_times(known: Counted, count: int, figures: Figures) -> None:
+    figures["issued", "", day_of(known.issued_at)] += count
+    if known.redeemed_at is not None:
+        label = bucket(known.redeemed_at - known.issued_at)
+        figures["redeemed_after", label, day_of(known.redeemed_at)] += count
+
+
+def _count_transitions(passed: Sequence[tuple[datetime, State]], first: int, count: int, figures: Figures) -> None:
+    """Count transitions from the one of this index on; each but a code's very first also leaves a state."""
+    left = passed[first - 1][1] if first else None
+    for moment, entered in passed[first:]:
         day = day_of(moment)
         if left is not None:
             figures["state", left, day] -= count
@@ -185,8 +223,6 @@ def count_transitions(row: CodeTimelineRow, figures: Figures, count: int) -> Non
                 figures["ended", "", day] += count
         figures["state", entered, day] += count
         left = entered
-    if row.redeemed_at is not None:
-        figures["redeemed_after", bucket(row.redeemed_at - row.issued_at), day_of(row.redeemed_at)] += count
 
 
 def count_campaign_stops(row: CodeTimelineRow, figures: Figures, count: int) -> None:

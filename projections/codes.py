@@ -115,6 +115,16 @@ CODES: Final = Table(
     "codes",
     CodeRow,
     key=("ledger_id", "code_id"),
+    fixed=(
+        "creator_id",
+        "creator_stream",
+        "video_id",
+        "terms_version",
+        "start_stated",
+        "generated_at",
+        "generated_position",
+        "supersedes",
+    ),
     ddl="""
         CREATE TABLE {table} (
             ledger_id           int NOT NULL,

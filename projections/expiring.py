@@ -67,6 +67,11 @@ EXPIRING: Final = Table(
     "expiring",
     ExpiringRow,
     key=("ledger_id", "code_id"),
+    fixed=(
+        "creator_id",
+        "video_id",
+        "starts_at",
+    ),
     ddl="""
         CREATE TABLE {table} (
             ledger_id           int NOT NULL,

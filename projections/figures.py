@@ -131,6 +131,11 @@ CODES: Final = Table(
     "figures",
     CodeFiguresRow,
     key=("ledger_id", "code_id"),
+    fixed=(
+        "start_stated",
+        "creator_id",
+        "video_id",
+    ),
     ddl="""
         CREATE TABLE {table} (
             ledger_id       int NOT NULL,

@@ -25,9 +25,10 @@ from projections.code_timeline import (
     CodeTimelineRow,
     Figures,
     count_campaign_stops,
-    count_transitions,
+    count_changes,
     day_of,
     move_end,
+    states_counted,
 )
 from projections.engine.table import Table
 from projections.engine.view import View
@@ -83,6 +84,7 @@ TIMELINES: Final = Table(
     "statistics",
     CodeTimelineRow,
     key=("ledger_id", "code_id"),
+    fixed=("start_stated",),
     ddl="""
         CREATE TABLE {table} (
             ledger_id       int NOT NULL,
@@ -139,7 +141,7 @@ def _rows(row: CodeTimelineRow, recorded: RecordedEvent, figures: Figures) -> li
     return [_count((row.ledger_id, *figure, on, count)) for figure, count in figures.items() if count]
 
 
-# Handlers, in the order of a code's life: each subtracts the code's figures, changes the row, and adds them again.
+# Handlers, in the order of a code's life: each changes the row, and counts by how much that changes the code's figures.
 
 
 def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> CodeTimelineRow:
@@ -164,16 +166,16 @@ def generated(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) ->
 
 def issued(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Generated) -> list[CountRow]:
     figures: Figures = defaultdict(int)
-    count_transitions(row, figures, 1)
+    count_changes(None, states_counted(row), figures)
     return _rows(row, recorded, figures)
 
 
 def extended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Extended) -> list[CountRow]:
     figures: Figures = defaultdict(int)
-    count_transitions(row, figures, -1)
+    before = states_counted(row)
     count_campaign_stops(row, figures, -1)
     move_end(row, recorded.effective_at, event.expires_at)
-    count_transitions(row, figures, 1)
+    count_changes(before, states_counted(row), figures)
     count_campaign_stops(row, figures, 1)
     return _rows(row, recorded, figures)
 
@@ -191,20 +193,20 @@ def shared(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Shared) ->
     key = f"share {event.brand_id} {event.channel} {event.advertiser_id or ''} {event.note_fingerprint or ''}"
     figures = _counted_once(row, "shares", key, recorded.effective_at)
     if row.shared_at is None or recorded.effective_at < row.shared_at:
-        count_transitions(row, figures, -1)
+        before = states_counted(row)
         row.shared_at = recorded.effective_at
         _known_at(row, recorded.effective_at)
-        count_transitions(row, figures, 1)
+        count_changes(before, states_counted(row), figures)
     return _rows(row, recorded, figures)
 
 
 def redeemed(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Redeemed) -> list[CountRow]:
     figures = _counted_once(row, "redemptions", f"redemption {event.advertiser_id}", recorded.effective_at)
     if row.redeemed_at is None or recorded.effective_at < row.redeemed_at:
-        count_transitions(row, figures, -1)
+        before = states_counted(row)
         row.redeemed_at = recorded.effective_at
         _known_at(row, recorded.effective_at)
-        count_transitions(row, figures, 1)
+        count_changes(before, states_counted(row), figures)
     return _rows(row, recorded, figures)
 
 
@@ -261,18 +263,18 @@ def campaign_ended(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Ca
 
 def superseded(row: CodeTimelineRow, recorded: RecordedEvent, event: Code.Superseded) -> list[CountRow]:
     figures: Figures = defaultdict(int)
-    count_transitions(row, figures, -1)
+    before = states_counted(row)
     row.superseded_at = event.superseded_at
-    count_transitions(row, figures, 1)
+    count_changes(before, states_counted(row), figures)
     return _rows(row, recorded, figures)
 
 
 def revoked(row: CodeTimelineRow, recorded: RecordedEvent, _event: Code.Revoked) -> list[CountRow]:
     figures: Figures = defaultdict(int)
-    count_transitions(row, figures, -1)
+    before = states_counted(row)
     count_campaign_stops(row, figures, -1)
     row.revoked_at = min(recorded.effective_at, row.revoked_at or recorded.effective_at)
-    count_transitions(row, figures, 1)
+    count_changes(before, states_counted(row), figures)
     count_campaign_stops(row, figures, 1)
     return _rows(row, recorded, figures)
 

@@ -13,12 +13,13 @@ import psycopg
 from infra.eventstore.all_ledgers_reader import AllLedgersReader
 from infra.postgres.pool import Database, LedgerConnection, session
 from infra.postgres.roles import WORKER
-from infra.process_limits import GC_YOUNG_OBJECTS, tune_garbage_collector
+from infra.process_limits import GC_FILL_OBJECTS, tune_garbage_collector
 from infra.views.part_processes import Processes
 from infra.views.status import ViewStatus, status_in_all_ledgers
 from projections import VIEWS
 from projections.engine import skipped_events
 from projections.engine.checkpoints import load_states
+from projections.engine.projector import prepare
 from projections.engine.rebuild import RebuildProgress
 from projections.engine.rebuild import rebuild as rebuild_view
 from projections.engine.shared_reader import SharedLog
@@ -76,13 +77,15 @@ async def rebuild(
 
     """
     views = [view_named(name) for name in names]
-    tune_garbage_collector(GC_YOUNG_OBJECTS)
+    tune_garbage_collector(GC_FILL_OBJECTS)
     database = Database(conninfo, WORKER)
     await database.open()
     try:
         all_ledgers = AllLedgersReader(database)
         total = sum((await all_ledgers.heads()).values())
         shared = SharedLog(all_ledgers, patience_s=SHARED_READ_PATIENCE_S)
+        loads = await connect(conninfo)
+        await prepare(loads)
 
         async def one(view: View[Any], processes: Processes) -> None:
             reader = shared.reader()
@@ -93,11 +96,12 @@ async def rebuild(
                     lambda: connect(conninfo),
                     lambda progress: on_progress(progress, total),
                     processes=processes,
+                    loads=loads,
                 )
             finally:
                 reader.close()
 
-        async with Processes(conninfo, all_ledgers, jobs) as processes:
+        async with loads, Processes(conninfo, all_ledgers, jobs) as processes:
             outcomes = await asyncio.gather(*(one(view, processes) for view in views), return_exceptions=True)
     finally:
         await database.close()

@@ -20,15 +20,18 @@ from infra.ending import cancelled
 from infra.eventstore.part_reader import PartReader
 from infra.postgres.pool import Database
 from infra.postgres.roles import WORKER
-from infra.process_limits import GC_YOUNG_OBJECTS, forbid_core_dumps, tune_garbage_collector
+from infra.process_limits import GC_FILL_OBJECTS, forbid_core_dumps, tune_garbage_collector
 from infra.views.commands import SHARED_READ_PATIENCE_S, connect, view_named
 from infra.views.part_processes import ORDER_BYTES_MAX
 from projections.engine.checkpoints import CheckpointConflict
+from projections.engine.fill import fill
 from projections.engine.parts import Part
-from projections.engine.projector import PAGE_EVENTS_MAX, PoisonEvent, Projector
+from projections.engine.projector import PAGE_EVENTS_MAX, PoisonEvent, Projector, prepare
 from projections.engine.shared_reader import SharedLog
 
 if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
     from projections.engine.shared_reader import SharedLogReader
 
 # A process that was ended may still commit its last page, which this one must see before it continues.
@@ -45,6 +48,9 @@ async def serve() -> None:
     conninfo = orjson.loads(await lines.readline())["conninfo"]
     database = Database(conninfo, WORKER)
     await database.open()
+    # All views load their rows here.
+    loads = await connect(conninfo)
+    await prepare(loads)
     # The views of a part share one reading of it.
     readings: dict[tuple[Part, tuple[tuple[int, int], ...]], SharedLog] = {}
     tasks: dict[tuple[str, Part], asyncio.Task[None]] = {}
@@ -60,10 +66,11 @@ async def serve() -> None:
             reader = PartReader(database, part, dict(upto))
             reading = readings[part, upto] = SharedLog(reader, patience_s=SHARED_READ_PATIENCE_S)
         shared = reading.reader()
-        task = tasks[view, part] = asyncio.create_task(_carry_out(conninfo, view, part, shared))
+        task = tasks[view, part] = asyncio.create_task(_carry_out(conninfo, view, part, shared, loads))
         # Also if it is withdrawn before it has begun.
         task.add_done_callback(partial(_close, shared))
     await cancelled(tasks.values())
+    await loads.close()
     await database.close()
 
 
@@ -77,11 +84,11 @@ def _withdraw(task: asyncio.Task[None], outcome: dict[str, Any]) -> None:
     task.cancel()
 
 
-async def _carry_out(conninfo: str, view: str, part: Part, log: SharedLogReader) -> None:
+async def _carry_out(conninfo: str, view: str, part: Part, log: SharedLogReader, loads: AsyncConnection[Any]) -> None:
     """Fill a part of a view, and say what became of it."""
     to = {"view": view, "part": list(part)}
     try:
-        await _fill(conninfo, view, part, log)
+        await _fill(conninfo, view, part, log, loads)
     except PoisonEvent as poison:
         _say({**to, "outcome": "poison", "at": poison.at, "reason": poison.reason[:REASON_CHARACTERS_MAX]})
     except Exception as error:  # noqa: BLE001 - whatever it is, the process that ordered it says it
@@ -90,7 +97,7 @@ async def _carry_out(conninfo: str, view: str, part: Part, log: SharedLogReader)
         _say({**to, "outcome": "done"})
 
 
-async def _fill(conninfo: str, view: str, part: Part, log: SharedLogReader) -> None:
+async def _fill(conninfo: str, view: str, part: Part, log: SharedLogReader, loads: AsyncConnection[Any]) -> None:
     def on_page(positions: int) -> None:
         _say({"view": view, "part": list(part), "positions": positions})
 
@@ -100,7 +107,7 @@ async def _fill(conninfo: str, view: str, part: Part, log: SharedLogReader) -> N
         for attempt in range(1, CONFLICTS_MAX + 1):
             await projector.find()
             try:
-                await projector.apply_all(log, PAGE_EVENTS_MAX, on_page)
+                await fill(projector, log, loads, PAGE_EVENTS_MAX, on_page)
             except CheckpointConflict:
                 if attempt == CONFLICTS_MAX:
                     raise
@@ -118,5 +125,5 @@ if __name__ == "__main__":
     # Ctrl-C goes to every process of the terminal. This one ends when the one that ordered it here does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     forbid_core_dumps()
-    tune_garbage_collector(GC_YOUNG_OBJECTS)
+    tune_garbage_collector(GC_FILL_OBJECTS)
     uvloop.run(serve())

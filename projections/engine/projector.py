@@ -8,7 +8,7 @@ both believe that they lead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
@@ -21,19 +21,24 @@ from projections.engine.checkpoints import CheckpointConflict
 from projections.engine.page import EventPage, PositionGap, Span
 from projections.engine.parts import Part
 from projections.engine.skipped_events import NO_SKIPS, load_skip_rules
-from projections.engine.view import SHADOW_SUFFIX, RowChanges, View
+from projections.engine.view import SHADOW_SUFFIX, View
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
+
+    from projections.engine.table import Statement
 
 # Events in a page: enough to make the cost of a statement negligible, few enough to hold in memory.
 PAGE_EVENTS_MAX: Final = 2_000
 
 # Settings of a session that writes views. Rows are looked up in tables that grow while their query plans are cached, so
-# a sequential scan must never look cheap. A commit need not reach the disk at once: rows and positions are lost or kept
-# together, and what was lost is read from the log again. Building an index takes longer than a caller would wait.
+# nothing that reads a whole table must ever look cheap. A commit need not reach the disk at once: rows and positions
+# are lost or kept together, and what was lost is read from the log again. Building an index takes longer than a caller
+# would wait.
 _SESSION: Final = """
     SET enable_seqscan = off;
+    SET enable_hashjoin = off;
+    SET enable_mergejoin = off;
     SET synchronous_commit = off;
     SET statement_timeout = 0
 """
@@ -79,6 +84,12 @@ class PoisonEvent(Exception):
         self.reason = reason
 
 
+async def prepare(connection: AsyncConnection[Any]) -> None:
+    """Set up a worker's session for loading and writing the rows of views."""
+    set_json_loads(orjson.loads, connection)
+    await connection.execute(_SESSION)
+
+
 class Projector:
     """One view's tables, or its shadow tables, on one session, with the positions that they have reached.
 
@@ -87,6 +98,7 @@ class Projector:
         positions: by ledger, after the last page.
         stopped: the view is recorded as stopped, and has not read past that event yet.
         skip_rules: what this version of the view skips.
+        fresh: created rows are taken to be new, as those of shadow tables are, in nearly all views.
 
     """
 
@@ -105,12 +117,11 @@ class Projector:
         self.stopped = False
         self.skip_rules = NO_SKIPS
         self._state = "building" if shadow else "following"
-        self._fresh = shadow
+        self.fresh = shadow
 
     async def prepare(self) -> None:
         """Set up the session for writing."""
-        set_json_loads(orjson.loads, self.connection)
-        await self.connection.execute(_SESSION)
+        await prepare(self.connection)
 
     async def create(self, *, indexes: bool) -> None:
         """Create the tables and record that the view begins, unless it has begun already."""
@@ -165,6 +176,21 @@ class Projector:
             page = await ahead if ahead is not None else await self.read(log, self.positions, page_events)
         return total
 
+    async def commit(self, page: EventPage, statements: Iterable[Statement]) -> None:
+        """Write rows and move the checkpoint past the page that they follow from, in one transaction.
+
+        Raises:
+            psycopg.Error: it could not be done; nothing is written.
+
+        """
+        cur = self.connection.cursor(binary=True)
+        # A pipeline is one transaction, sent at once: small pages cost little more than their round trips.
+        async with self.connection.pipeline():
+            await self.write(cur, page, statements)
+        self.positions = checkpoints.positions_after(self.positions, page)
+        if self.stopped:
+            self.stopped = not await checkpoints.record_recovery(self.connection.cursor(), self.name, self._state)
+
     async def apply(self, page: EventPage) -> None:
         """Write a page's rows and move the checkpoint past it; on an error, find the event that caused it.
 
@@ -177,21 +203,15 @@ class Projector:
         cur = self.connection.cursor(binary=True)
         try:
             changes = await self.view.fold(cur, page.events, self.suffix)
-            # A pipeline is one transaction, sent at once: small pages cost little more than their round trips.
-            async with self.connection.pipeline():
-                await self.write(cur, page, changes, fresh=self._fresh)
+            await self.commit(page, self.view.statements(changes, self.suffix, fresh=self.fresh))
         except checkpoints.CONFLICT_ERROR as error:
             raise CheckpointConflict from error
         except (CheckpointConflict, PositionGap):
             raise
         except Exception as error:
-            if self.connection.closed or _is_transient(error) or not page.events:
+            if self.connection.closed or is_transient(error) or not page.events:
                 raise
             await self._find_cause(page, error)
-        else:
-            self.positions = checkpoints.positions_after(self.positions, page)
-            if self.stopped:
-                self.stopped = not await checkpoints.record_recovery(self.connection.cursor(), self.name, self._state)
 
     async def _find_cause(self, page: EventPage, error: Exception) -> None:
         """Apply a failed page in ever smaller parts, up to the event that made it fail.
@@ -200,9 +220,9 @@ class Projector:
             PoisonEvent: this event made it fail; all events before it are applied.
 
         """
-        if self._fresh and isinstance(error, psycopg.errors.UniqueViolation):
+        if self.fresh and isinstance(error, psycopg.errors.UniqueViolation):
             # Some events of this view replace rows that are there: from now on, created rows may overwrite.
-            self._fresh = False
+            self.fresh = False
             await self.apply(page)
         elif len(page.events) > 1:
             for half in page.halves():
@@ -212,15 +232,16 @@ class Projector:
             reason = f"{type(error).__name__}: {error}"
             raise PoisonEvent(self.name, ledger_id, recorded.position, reason) from error
 
-    async def write(self, cur: AsyncCursor[Any], page: EventPage, changes: RowChanges, *, fresh: bool = False) -> None:
+    async def write(self, cur: AsyncCursor[Any], page: EventPage, statements: Iterable[Statement]) -> None:
         """Write a page's rows and move the checkpoint, in the caller's transaction; the caller updates `positions`.
 
         The rows that were updated may have been read before: another process that changed them has also moved the
-        checkpoint. `fresh` is as for `View.write`.
+        checkpoint.
         """
         # The checkpoint comes first: of two processes, the second waits here, and fails before it touches a row.
         await checkpoints.advance(cur, self.name, self.view.version, self.positions, page)
-        await self.view.write(cur, changes, self.suffix, fresh=fresh)
+        for statement in statements:
+            await statement.execute(cur)
 
     async def read(self, log: EventLog, positions: Mapping[int, int], page_events: int) -> EventPage:
         """Read the next page after these positions, without the events to skip.
@@ -238,6 +259,6 @@ class Projector:
         return page.without(self.skip_rules.events, self.skip_rules.streams)
 
 
-def _is_transient(error: Exception) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether the same page may succeed later."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _TRANSIENT

@@ -9,14 +9,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
 from projections.engine import checkpoints, parts
-from projections.engine.projector import PAGE_EVENTS_MAX, Connect, EventLog, PoisonEvent, Projector
+from projections.engine.fill import FILL_EVENTS_MAX, fill
+from projections.engine.projector import (
+    PAGE_EVENTS_MAX,
+    Connect,
+    EventLog,
+    PoisonEvent,
+    Projector,
+    prepare,
+)
 from projections.engine.view import SHADOW_SUFFIX, View
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
 
 # How long the swap waits for readers of the old tables. New readers wait behind it, so it then lets them pass and tries
 # again after a pause.
@@ -85,7 +97,9 @@ async def rebuild(
     *,
     resume: bool = True,
     page_events: int = PAGE_EVENTS_MAX,
+    fill_events: int = FILL_EVENTS_MAX,
     processes: PartProcesses | None = None,
+    loads: AsyncConnection[Any] | None = None,
 ) -> RebuildProgress:
     """Rebuild a view from the log in shadow tables, then swap them in.
 
@@ -99,8 +113,11 @@ async def rebuild(
         on_progress: called after each page, and as each phase begins.
         resume: whether to resume an interrupted rebuild.
         page_events: events in a page.
+        fill_events: events whose rows are written in one transaction while the shadow tables are filled.
         processes: fill parts of the shadow tables, if there are several. A rebuild that was interrupted while they did
             resumes with as many parts as before, or without `processes` begins again.
+        loads: a prepared session in autocommit, from which `fill` loads rows, and which several rebuilds may share;
+            None opens one.
 
     Raises:
         RebuildInProgress: the view is being rebuilt already.
@@ -110,7 +127,8 @@ async def rebuild(
 
     """
     progress = _ProgressReporter(view.name, on_progress or (lambda _: None))
-    async with await connect() as connection:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(await connect())
         projector = Projector(view, connection, shadow=True)
         await projector.prepare()
         if not await checkpoints.try_to_lead(connection.cursor(), projector.name):
@@ -121,7 +139,17 @@ async def rebuild(
             progress.add(projector, 0)
             if processes is not None:
                 await _fill_parts(projector, processes, progress)
-            await projector.apply_all(log, page_events, lambda events: progress.add(projector, events))
+            if loads is None:
+                loads = await stack.enter_async_context(await connect())
+                await prepare(loads)
+            await fill(
+                projector,
+                log,
+                loads,
+                page_events,
+                lambda events: progress.add(projector, events),
+                fill_events=fill_events,
+            )
             progress.enter("indexing")
             async with connection.transaction():
                 cur = connection.cursor()
@@ -249,7 +277,8 @@ async def _swap_in(projector: Projector, log: EventLog, page_events: int, progre
             old = await checkpoints.load_positions(cur, view.name, state.version, lock=True)
             while any(projector.positions.get(ledger_id, 0) < position for ledger_id, position in old.items()):
                 page = await projector.read(log, projector.positions, page_events)
-                await projector.write(cur, page, await view.fold(cur, page.events, SHADOW_SUFFIX))
+                changes = await view.fold(cur, page.events, SHADOW_SUFFIX)
+                await projector.write(cur, page, view.statements(changes, SHADOW_SUFFIX))
                 projector.positions = checkpoints.positions_after(projector.positions, page)
                 progress.add(projector, page.length)
         for table in view.tables:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
+from itertools import islice
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, LiteralString, TypeVar, get_type_hints
 
@@ -60,6 +61,54 @@ _OVERWRITE: Final = """
 ON CONFLICT ({key}) DO {overwrite}
 """
 
+_UPDATE: Final = """
+UPDATE {table} AS t
+SET {overwrite}
+FROM unnest({parameters}) AS x ({columns})
+WHERE {same_key}
+"""
+
+# Rows of one statement: PostgreSQL has a column of all of them in memory at once, and so has this program.
+STATEMENT_ROWS_MAX: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A statement that writes rows, a column of them in each parameter."""
+
+    query: bytes
+    columns: Sequence[Array]
+
+    def encode(self) -> None:
+        """Encode the columns now: the rows may change from here on."""
+        for column in self.columns:
+            column.encode()
+
+    async def execute(self, cur: AsyncCursor[Any]) -> None:
+        """Write the rows, in the caller's transaction."""
+        await cur.execute(self.query, self.columns)
+
+
+def _statements(
+    query: bytes,
+    rows: Iterable[Any],
+    values: Callable[[Any], Sequence[Any]] | None,
+    arrays: Sequence[tuple[type[Array], LiteralString]],
+) -> Iterator[Statement]:
+    """Return statements with these rows; `values` returns those of a row, None where it is a tuple of them."""
+    rows = iter(rows)
+    while some := list(islice(rows, STATEMENT_ROWS_MAX)):
+        yield Statement(query, _columns(some, values, arrays))
+
+
+def _columns(
+    rows: Sequence[Any],
+    values: Callable[[Any], Sequence[Any]] | None,
+    arrays: Sequence[tuple[type[Array], LiteralString]],
+) -> list[Array]:
+    columns = zip(*(rows if values is None else map(values, rows)), strict=True)
+    return [array(column) for (array, _), column in zip(arrays, columns, strict=True)]
+
 
 class Table(Generic[R]):
     """A table in schema `views`.
@@ -80,13 +129,15 @@ class Table(Generic[R]):
         key: Sequence[str],
         ddl: LiteralString,
         indexes: Sequence[LiteralString] = (),
+        fixed: Sequence[str] = (),
         adds: Sequence[str] = (),
         also: Callable[[Any], Any] | None = None,
     ) -> None:
         """Derive the statements from the row's fields.
 
         `ddl` creates `{table}`. Each of `indexes` creates an index without naming it, because two versions of the table
-        exist during a rebuild. In a table of counts, `adds` names the columns whose values are added, not overwritten:
+        exist during a rebuild. `fixed` names columns, besides those of the key, that no update changes: they are not
+        sent again. In a table of counts, `adds` names the columns whose values are added, not overwritten:
         all that are not in the key, after those of the key; its rows are named tuples. `also` then returns the key of a
         wider sum to which what is added to a key is added as well, or None.
         """
@@ -105,10 +156,15 @@ class Table(Generic[R]):
         self._values: Callable[[R], Sequence[Any]] | None = (
             None if issubclass(row, tuple) else attrgetter(*self.columns)
         )
+        self._updated = [column for column in self.columns if column not in fixed]
+        self._updated_arrays = [
+            array for array, column in zip(self._arrays, self.columns, strict=True) if column in self._updated
+        ]
         self.key_of = attrgetter(*self.key)
         self._load = cache(self._load_statement)
         self._insert = cache(self._insert_statement)
         self._write = cache(self._write_statement)
+        self._update = cache(self._update_statement)
 
     def identifier(self, suffix: str = "") -> sql.Identifier:
         """Return the qualified name."""
@@ -142,41 +198,57 @@ class Table(Generic[R]):
 
     async def write(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
         """Insert rows, overwriting those with the same key."""
-        await cur.execute(self._write(suffix), self._parameters(rows))
+        for statement in self.writes(rows, suffix):
+            await statement.execute(cur)
 
-    async def insert(self, cur: AsyncCursor[Any], rows: Iterable[R], suffix: str = "") -> None:
-        """Insert rows, none of which is there yet: it takes half the time of `write`.
+    def writes(self, rows: Iterable[R], suffix: str = "") -> Iterator[Statement]:
+        """Return the statements that insert rows, overwriting those with the same key."""
+        return _statements(self._write(suffix), rows, self._values, self._arrays)
 
-        Raises:
-            UniqueViolation: one is there.
+    def inserts(self, rows: Iterable[R], suffix: str = "") -> Iterator[Statement]:
+        """Return the statements that insert rows, none of which may be there yet: they take half the time of `writes`.
 
+        If one is there, they raise `UniqueViolation`.
         """
-        await cur.execute(self._insert(suffix), self._parameters(rows))
+        return _statements(self._insert(suffix), rows, self._values, self._arrays)
 
-    def _parameters(self, rows: Iterable[Any]) -> list[Array]:
-        columns = zip(*(rows if self._values is None else map(self._values, rows)), strict=True)
-        return [array(column) for (array, _), column in zip(self._arrays, columns, strict=True)]
+    def updates(self, rows: Iterable[R], suffix: str = "") -> Iterator[Statement]:
+        """Return the statements that overwrite rows, all of which are there: `writes` would lock each row first."""
+        return _statements(self._update(suffix), rows, attrgetter(*self._updated), self._updated_arrays)
+
+    def merge(self, merged: dict[Any, Any], rows: Iterable[Any]) -> None:
+        """Add rows to others, by key: of each key the last row counts, or in a table of counts the sum."""
+        if not self._adds:
+            key_of = self.key_of
+            for row in rows:
+                merged[key_of(row)] = row
+            return
+        key_columns = len(self.key)
+        for row in rows:
+            key, counts = row[:key_columns], row[key_columns:]
+            known = merged.get(key)
+            merged[key] = counts if known is None else [*map(add, known, counts)]
 
     def merged(self, rows: Iterable[Any]) -> Iterable[Any]:
-        """Return one row a key, as a statement requires: the last one, or in a table of counts the sum.
+        """Return one row a key, as a statement requires: the last one, or in a table of counts the sum."""
+        merged: dict[Any, Any] = {}
+        self.merge(merged, rows)
+        return self.merged_rows(merged)
+
+    def merged_rows(self, merged: dict[Any, Any]) -> Iterable[Any]:
+        """Return what `merge` has merged as rows.
 
         Sums are in the order of their keys: otherwise processes that add to the same counts could wait for each other
         in a circle.
         """
         if not self._adds:
-            return {self.key_of(row): row for row in rows}.values()
-        sums: dict[Any, Sequence[int]] = {}
-        key_columns = len(self.key)
-        for row in rows:
-            key, counts = row[:key_columns], row[key_columns:]
-            known = sums.get(key)
-            sums[key] = counts if known is None else [*map(add, known, counts)]
-        for key, counts in list(sums.items()) if self._also else ():
+            return merged.values()
+        for key, counts in list(merged.items()) if self._also else ():
             if (wider := self._also(key)) is not None:  # type: ignore[misc] # it was asked for
-                known = sums.get(wider)
-                sums[wider] = counts if known is None else [*map(add, known, counts)]
+                known = merged.get(wider)
+                merged[wider] = counts if known is None else [*map(add, known, counts)]
         # A sum of zero is written too: otherwise the rows would depend on where pages end.
-        return [self.row(*key, *counts) for key, counts in sorted(sums.items())]
+        return [self.row(*key, *counts) for key, counts in sorted(merged.items())]
 
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the table, with its row-level security and without indexes."""
@@ -255,3 +327,28 @@ class Table(Generic[R]):
             overwrite=sql.SQL("UPDATE SET {}").format(comma.join(overwritten)) if overwritten else sql.SQL("NOTHING"),
         )
         return self._insert(suffix) + overwrite.as_bytes()
+
+    def _update_statement(self, suffix: str) -> bytes:
+        comma = sql.SQL(", ")
+        decoded = {
+            column: expression for (_, expression), column in zip(self._updated_arrays, self._updated, strict=True)
+        }
+        return (
+            sql.SQL(_UPDATE)
+            .format(
+                table=self.identifier(suffix),
+                columns=comma.join(map(sql.Identifier, self._updated)),
+                overwrite=comma.join(
+                    sql.SQL("{} = {}").format(
+                        sql.Identifier(column), sql.SQL(decoded[column]).format(sql.Identifier("x", column))
+                    )
+                    for column in self._updated
+                    if column not in self.key
+                ),
+                parameters=comma.join([sql.SQL("%b")] * len(self._updated)),
+                same_key=sql.SQL(" AND ").join(
+                    sql.SQL("t.{0} = x.{0}").format(sql.Identifier(column)) for column in self.key
+                ),
+            )
+            .as_bytes()
+        )

@@ -10,12 +10,13 @@ old ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from uuid import UUID
 
 from projections.engine.page import Events
-from projections.engine.table import Table
+from projections.engine.table import Statement, Table
 
 if TYPE_CHECKING:
     from psycopg import AsyncCursor
@@ -28,9 +29,9 @@ R = TypeVar("R")
 Create = Callable[[int, "RecordedEvent", Any], R]
 Update = Callable[[R, "RecordedEvent", Any], Iterable[Any] | None]
 
-# A row's ledger, and its name within the ledger.
+# A row's ledger, and its name within the ledger: of a UUID its number, because a UUID is slow to hash and to compare.
 Key = tuple[int, Hashable]
-_Step = tuple[int, int, "RecordedEvent", Create[Any] | None, Update[Any] | None]
+Step = tuple[int, int, "RecordedEvent", Create[Any] | None, Update[Any] | None]
 
 # Marks shadow tables, which a rebuild fills while the view's own tables are read.
 SHADOW_SUFFIX: Final = "_next"
@@ -38,11 +39,12 @@ SHADOW_SUFFIX: Final = "_next"
 
 @dataclass(frozen=True, slots=True)
 class RowChanges:
-    """Rows that a page of events creates and updates, and the rows of secondary tables, by their class."""
+    """Rows that events create and update, and the rows of secondary tables, by their class: if `merged`, one a key."""
 
     created: Sequence[Any]
     updated: Sequence[Any]
-    secondary: Mapping[type, Sequence[Any]]
+    secondary: Mapping[type, Iterable[Any]]
+    merged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +90,12 @@ class View(Generic[R]):
             Exception: whatever a handler raises.
 
         """
-        steps, indexes, existing = self._plan(events)
+        steps, indexes, existing = self.plan(events)
         rows: list[R | None] = [None] * len(indexes)
-        loaded = await self.table.load(cur, existing, suffix) if existing else []
+        loaded = await self.table.load(cur, existing.values(), suffix) if existing else []
         for row in loaded:
-            rows[indexes[self.table.key_of(row)]] = row
-        secondary: dict[type, list[Any]] = {table.row: [] for table in self.secondary}
-        for index, ledger_id, recorded, create, update in steps:
-            if create is not None:
-                rows[index] = create(ledger_id, recorded, recorded.event)
-            if update is not None:
-                for extra in update(self._existing(rows[index], recorded), recorded, recorded.event) or ():
-                    secondary[type(extra)].append(extra)
+            rows[indexes[self.key_of(row)]] = row
+        secondary = self.run(steps, rows)
         were_there = set(map(id, loaded))
         return RowChanges(
             created=[row for row in rows if id(row) not in were_there],
@@ -107,38 +103,35 @@ class View(Generic[R]):
             secondary=secondary,
         )
 
-    async def write(self, cur: AsyncCursor[Any], changes: RowChanges, suffix: str = "", *, fresh: bool = False) -> None:
-        """Write rows, in the caller's transaction.
+    def statements(self, changes: RowChanges, suffix: str = "", *, fresh: bool = False) -> Iterator[Statement]:
+        """Return the statements that write rows, in order, each of a bounded number of rows.
 
         Args:
-            cur: of a worker's session.
             changes: the rows.
             suffix: of the tables.
-            fresh: none of the created rows is there yet: a plain insert, which is quicker, will do.
-
-        Raises:
-            UniqueViolation: `fresh`, and one of them is there.
+            fresh: none of the created rows is there yet: a plain insert, which is quicker, will do. It raises
+                `UniqueViolation` if one is.
 
         """
-        if fresh and changes.created:
-            await self.table.insert(cur, changes.created, suffix)
-        elif changes.created:
-            await self.table.write(cur, changes.created, suffix)
-        if changes.updated:
-            await self.table.write(cur, changes.updated, suffix)
+        yield from (self.table.inserts if fresh else self.table.writes)(changes.created, suffix)
+        yield from self.table.updates(changes.updated, suffix)
         for table in self.secondary:
-            if changes.secondary[table.row]:
-                await table.write(cur, table.merged(changes.secondary[table.row]), suffix)
+            rows = changes.secondary[table.row]
+            yield from table.writes(rows if changes.merged else table.merged(rows), suffix)
 
-    def _plan(self, events: Events) -> tuple[list[_Step], dict[Key, int], list[Key]]:
-        """Return the steps in order, the index of each row in a list, and the keys of the rows to load.
+    def key_of(self, row: R) -> Key:
+        """Return the key of a row."""
+        ledger_id, name = self.table.key_of(row)
+        return ledger_id, name.int if type(name) is UUID else name
 
-        A row is loaded if a step updates it before any creates it. Each step looks its key up once, because a UUID is
-        slow to compare.
+    def plan(self, events: Events) -> tuple[list[Step], dict[Key, int], dict[Key, tuple[int, Any]]]:
+        """Return the steps in order, the index of each row in a list, and by key what names the rows to load.
+
+        A row is loaded if a step updates it before any creates it.
         """
-        steps: list[_Step] = []
+        steps: list[Step] = []
         indexes: dict[Key, int] = {}
-        existing: list[Key] = []
+        existing: dict[Key, tuple[int, Any]] = {}
         handlers, row_of = self._handlers, self.row_of
         for ledger_id, recorded in events:
             kind = type(recorded.event)
@@ -147,13 +140,31 @@ class View(Generic[R]):
                 continue
             if update is not None and recorded.stream_version > 1:
                 create = None  # of a stream's further events, those that can begin it only change its row
-            key = (ledger_id, row_of(recorded))
+            name = row_of(recorded)
+            key = (ledger_id, name.int if type(name) is UUID else name)
             next_index = len(indexes)
             index = indexes.setdefault(key, next_index)
             if index == next_index and create is None:
-                existing.append(key)
+                existing[key] = (ledger_id, name)
             steps.append((index, ledger_id, recorded, create, update))
         return steps, indexes, existing
+
+    def run(self, steps: Iterable[Step], rows: list[R | None]) -> dict[type, list[Any]]:
+        """Carry out steps on rows, and return the rows of secondary tables, by their class.
+
+        Raises:
+            LookupError: an event updates a row that no event created.
+            Exception: whatever a handler raises.
+
+        """
+        secondary: dict[type, list[Any]] = {table.row: [] for table in self.secondary}
+        for index, ledger_id, recorded, create, update in steps:
+            if create is not None:
+                rows[index] = create(ledger_id, recorded, recorded.event)
+            if update is not None:
+                for extra in update(self._existing(rows[index], recorded), recorded, recorded.event) or ():
+                    secondary[type(extra)].append(extra)
+        return secondary
 
     def _existing(self, row: R | None, recorded: RecordedEvent) -> R:
         if row is None:

@@ -26,10 +26,13 @@ LAYERS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "infra.eventstore.part_reader": ("to_recorded", "decoded"),
     },
     "pages": {"projections.engine.page": ("EventPage.of", "EventPage.joined", "EventPage.after")},
-    "projecting": {"projections.engine.view": ("View.fold",)},
+    "projecting": {
+        "projections.engine.view": ("View.fold", "View.plan", "View.run"),
+        "projections.engine.fill": ("UnwrittenRows.apply", "UnwrittenRows.take"),
+    },
     "loading rows": {"projections.engine.table": ("Table.load",)},
-    "summing": {"projections.engine.table": ("Table.merged",)},
-    "columns": {"projections.engine.table": ("Table._parameters",)},
+    "summing": {"projections.engine.table": ("Table.merge", "Table.merged", "Table.merged_rows")},
+    "columns": {"projections.engine.table": ("Table._parameters", "_columns")},
     "encoding": {"projections.engine.array_columns": ("encoded",)},
 }
 

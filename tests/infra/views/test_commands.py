@@ -38,7 +38,7 @@ from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 RUN = CliRunner()
-EVENTS = 25_000
+EVENTS = 25_000  # more than a transaction covers
 KEY = bytes(range(32))
 
 
@@ -159,7 +159,7 @@ def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
 
 
 def test_a_rebuild_by_several_processes_survives_that_one_is_killed_and_then_that_all_are(begun: Filled) -> None:
-    filled, events = begun, 12_000  # a page of two parts covers 4,000
+    filled, events = begun, 25_000  # a transaction covers 20,000
     fill(filled.database, filled.ledger_id, events)
     asyncio.run(commands.rebuild(filled.database.dsn(), ["codes"], lambda *_: None))
     whole = filled.rows("codes")

@@ -11,9 +11,10 @@ import pytest
 from projections import VIEWS, codes, statistics
 from projections.engine import checkpoints, parts, rebuild
 from projections.engine.checkpoints import CheckpointConflict
+from projections.engine.fill import fill
 from projections.engine.page import EventPage, Span
 from projections.engine.parts import Part
-from projections.engine.projector import Connect, PoisonEvent, Projector
+from projections.engine.projector import Connect, PoisonEvent, Projector, prepare
 from projections.engine.rebuild import PartFailed, RebuildProgress
 from projections.engine.view import SHADOW_SUFFIX, View
 from tests import given
@@ -66,9 +67,10 @@ class Here:
                 raise outcome
 
     async def one(self, view: View[Any], part: Part, upto: Mapping[int, int], on_page: Callable[[int], None]) -> None:
-        async with await self.connect() as connection:
+        async with await self.connect() as connection, await self.connect() as loads:
             projector = Projector(view, connection, shadow=True, part=part)
             await projector.prepare()
+            await prepare(loads)
             await projector.find()
             pages = 0
 
@@ -79,7 +81,8 @@ class Here:
                 if pages == self.pages:
                     raise PartFailed
 
-            await projector.apply_all(MemoryPart(self.log, part, upto), PAGE_EVENTS, after_page)
+            of_part = MemoryPart(self.log, part, upto)
+            await fill(projector, of_part, loads, PAGE_EVENTS, after_page, fill_events=PAGE_EVENTS)
 
 
 @pytest.fixture

@@ -40,9 +40,16 @@ from tests.projections.memory_log import MemoryLog, code_row, happening, positio
     seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=3),
     live_page=st.integers(1, 20),
     rebuild_page=st.integers(1, 100),
+    fill_events=st.integers(1, 200),
 )
 async def test_rebuilt_rows_are_the_live_rows(
-    view: View[Any], connect: Connect, worker: Cursor, seeds: list[int], live_page: int, rebuild_page: int
+    view: View[Any],
+    connect: Connect,
+    worker: Cursor,
+    seeds: list[int],
+    live_page: int,
+    rebuild_page: int,
+    fill_events: int,
 ) -> None:
     log = MemoryLog(*(happening(seed, 50) for seed in seeds))
     async with await connect() as connection:
@@ -51,7 +58,7 @@ async def test_rebuilt_rows_are_the_live_rows(
         await live.find()
         await live.apply_all(log, live_page)
     before = await rows(worker, view)
-    await rebuild.rebuild(view, log, connect, page_events=rebuild_page)
+    await rebuild.rebuild(view, log, connect, page_events=rebuild_page, fill_events=fill_events)
     assert await rows(worker, view) == before
     assert await positions(worker, view.name) == log.heads
     for table in view.tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -22,7 +22,8 @@ from projections.engine.page import EventPage, PositionGap
 from projections.engine.projector import Connect, Projector
 from projections.engine.runner import Runner, ViewBehind, ViewStopped, create_missing, wait_for_position
 from projections.engine.shared_reader import SharedLog
-from projections.engine.view import RowChanges, View
+from projections.engine.table import Statement
+from projections.engine.view import View
 from tests import given
 from tests.given import CODE, NOW
 from tests.projections.conftest import Cursor, Followed
@@ -259,10 +260,8 @@ async def test_a_view_whose_session_is_killed_again_and_again_loses_and_repeats_
     deadly = DeadlyLog(worker, log, kills=10)
     unharmed, before_commit = Projector.write, [0]
 
-    async def write(
-        projector: Projector, cur: Cursor, page: EventPage, changes: RowChanges, *, fresh: bool = False
-    ) -> None:
-        await unharmed(projector, cur, page, changes, fresh=fresh)
+    async def write(projector: Projector, cur: Cursor, page: EventPage, statements: Iterable[Statement]) -> None:
+        await unharmed(projector, cur, page, statements)
         before_commit[0] += 1
         if before_commit[0] in {3, 6}:
             await deadly.kill()

@@ -70,7 +70,8 @@ async def test_rows_do_not_depend_on_where_pages_end(worker: Cursor, follow: Fol
                 await table.create(worker, suffix)
             for start in range(0, len(log.events()), length):
                 changes = await view.fold(worker, log.events()[start : start + length], suffix)
-                await view.write(worker, changes, suffix)
+                for statement in view.statements(changes, suffix):
+                    await statement.execute(worker)
             assert await rows(worker, view, suffix=suffix) == before
 
 
