@@ -55,7 +55,14 @@ class Runtime:
 
 @asynccontextmanager
 async def runtime(
-    conninfo: str, role: str, master_key: KeyProvider, issuers: Sequence[Issuer] = (), *, guarded: bool = True
+    conninfo: str,
+    role: str,
+    master_key: KeyProvider,
+    issuers: Sequence[Issuer] = (),
+    *,
+    guarded: bool = True,
+    sessions: int = SHARED_POOL_SIZE,
+    sessions_of_a_ledger: int = POOL_SIZE,
 ) -> AsyncIterator[Runtime]:
     """Open everything that an API process or a worker needs; it succeeds even while the database cannot be reached.
 
@@ -65,11 +72,13 @@ async def runtime(
         master_key: the provider of the key that the database's keys are wrapped with.
         issuers: the issuers whose tokens the API accepts.
         guarded: whether nothing is appended to a log that may have lost events; false only for who decides about that.
+        sessions: of an API process, how many the pool has at most.
+        sessions_of_a_ledger: how many of these one ledger has at a time.
 
     """
     # One process of the API serves all ledgers; a worker divides its work by itself.
     database = (
-        Database(conninfo, role, size=SHARED_POOL_SIZE, size_of_a_ledger=POOL_SIZE)
+        Database(conninfo, role, size=sessions, size_of_a_ledger=sessions_of_a_ledger)
         if role == API
         else Database(conninfo, role)
     )

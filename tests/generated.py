@@ -41,6 +41,8 @@ from api.http import fields as fields_
 from api.http import limits as limit
 from api.http import (
     middleware,
+    page_process,
+    page_server,
     places,
     protocol,
     query_params,
@@ -548,6 +550,13 @@ def limits() -> str:
         (
             "a page of the console that is being made",
             f"{turns.SHORT_TURN_S * 1000:.2f} ms at a time; then come other requests",
+        ),
+        (
+            "pages that are being made beside an API process, with the channels of open ones",
+            (
+                f"{page_process.MAX_HANDED_OVER:,}, with {page_server.SESSIONS} sessions of the database, "
+                f"{page_server.SESSIONS_OF_A_LEDGER} of them for one ledger"
+            ),
         ),
         (
             "histories and pages of the trail that are being read, for each API process",

@@ -484,11 +484,11 @@ def test_a_setting_is_read_in_one_file() -> None:
 
 def test_the_environment_is_read_by_the_settings_alone() -> None:
     readers = files_with_attribute("os.environ") | files_with_attribute("os.getenv")
-    # The command line and the supervisor hand the whole environment to the processes that they start. Those that fill
-    # parts of views get what is no setting of it.
+    # The command line, the supervisor and the API hand the whole environment to the processes that they start. Those
+    # that fill parts of views get what is no setting of it.
     passing_on = {
         *("cli.py", "infra/postgres/embedded/cluster.py", "infra/processes/supervisor.py"),
-        "infra/views/part_processes.py",
+        *("infra/views/part_processes.py", "api/http/page_process.py"),
     }
     assert readers - passing_on == {"infra/settings.py"}
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from api.console.origins import refuse_forged
 from api.console.visit import reader_of
 from api.http.dependencies import places_of, services_of
 from api.http.problems import Problem
+from api.http.routing import PageRoute
 from infra.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -73,4 +73,4 @@ async def _look(request: Request, reader: Reader) -> int | None:
     return await services_of(request.scope).events.head(reader.key.ledger_id)
 
 
-ROUTE: Final = Route("/live", _live, methods=["GET"])
+ROUTE: Final = PageRoute("/live", _live, methods=["GET"])

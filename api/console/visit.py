@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
 
 from api.console.adapter import Api, Declined
 from api.console.cookies import drop_cookie, session_id
@@ -25,6 +24,7 @@ from api.http.limits import Limit
 from api.http.problems import Problem, title
 from api.http.protocol import own
 from api.http.responses import NO_STORE
+from api.http.routing import PageRoute
 from domain.errors import NotAllowed
 from domain.values import Role
 from infra.auth.api_keys import ApiKey
@@ -179,7 +179,7 @@ class Page:
         """Tell whether an address belongs to this place of the navigation."""
         return path == self.path or any(path == part or path.startswith(f"{part}/") for part in self.parts)
 
-    def route(self) -> Route:
+    def route(self) -> PageRoute:
         """Return the route of the page."""
 
         async def answer(request: Request) -> Response:
@@ -195,7 +195,7 @@ class Page:
             except Declined as declined:
                 return refusal_page(visit, declined)
 
-        return Route(self.path, answer, methods=list(self.methods))
+        return PageRoute(self.path, answer, methods=list(self.methods))
 
 
 class Console:

@@ -60,10 +60,11 @@ from api.http.limits import Limit
 from api.http.metrics import render_metrics
 from api.http.middleware import MAX_BODY_BYTES, MAX_REQUEST_S, RequestMiddleware, Waiting
 from api.http.openapi import reference
+from api.http.page_process import NotHandedOver, PageProcess
 from api.http.places import page_places
 from api.http.problems import Problem, as_problem
 from api.http.receipts import Waiting as WaitingForReceipts
-from api.http.routing import Routes
+from api.http.routing import PageRoute, Routes
 from api.http.single_flight import SingleFlight
 from api.http.streaming_download import download_places
 from api.http.turns import Turns
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from fastapi.telemetry import TelemetryConfig
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 TITLE: Final = "Sparkledger"
@@ -188,10 +190,12 @@ class Application(FastAPI):
         waiting: Waiting | None = None,
         damaged: Callable[[Exception], Exception | None] = lambda _: None,
         cors_origins: Sequence[str] = ("none",),
+        page_process: PageProcess | None = None,
         **more: Any,
     ) -> None:
-        """Take what the middleware takes, whose pages may read answers, and what FastAPI takes."""
+        """Take what the middleware takes, whose pages may read answers, what makes pages, and what FastAPI takes."""
         super().__init__(**more)
+        self._page_process = page_process
         self._damaged = damaged
         self._cors_origins = cors_origins
         self._waiting = waiting
@@ -226,7 +230,22 @@ class Application(FastAPI):
         """Answer a request that has passed the middleware."""
         if scope["type"] != "http":
             return self.router(scope, receive, send)
-        return self._routes.find(scope).app(scope, receive, send)
+        route = self._routes.find(scope)
+        if self._page_process is not None and self._is_for_page_process(route, scope):
+            return self._by_page_process(self._page_process, route.app, scope, receive, send)
+        return route.app(scope, receive, send)
+
+    def _is_for_page_process(self, route: BaseRoute, scope: Scope) -> bool:
+        # What strangers are answered costs little, and they are not to reach the process of pages.
+        return isinstance(route, PageRoute) and session_id(Request(scope)) is not None
+
+    async def _by_page_process(
+        self, page_process: PageProcess, here: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            await page_process.answer(scope, receive, send)
+        except NotHandedOver:
+            await here(scope, receive, send)
 
     async def _response(self, scope: Scope, error: Exception) -> Response:
         """Return what is answered where a route raised on purpose."""
@@ -248,6 +267,9 @@ class RoutedApplication(Application):
 
     def to_route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Hand a request on, that has passed the middleware."""
+        pages = self._page_process
+        if pages and scope["type"] == "http" and self._is_for_page_process(self._routes.find(scope), scope):
+            return self._by_page_process(pages, self._to_home, scope, receive, send)
         return self._to_home(scope, receive, send)
 
     async def _to_home(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -301,6 +323,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_request_s: float = MAX_REQUEST_S,
     metrics: bool = True,
+    page_process: PageProcess | None = None,
 ) -> FastAPI:
     """Build the application; anyone who calls this opens and closes its dependencies.
 
@@ -309,6 +332,7 @@ def create_app(
         max_body_bytes: the limit of a body.
         max_request_s: until when an answer must have begun.
         metrics: whether it answers `/metrics`; otherwise `create_metrics_app` does, on another port.
+        page_process: what makes pages; None where this process makes them all.
 
     """
     waiting = Waiting()
@@ -318,11 +342,14 @@ def create_app(
         waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()
     )
     bounds: dict[str, Any] = {"max_body_bytes": max_body_bytes, "max_request_s": max_request_s}
-    apps = [_app(services, limits, places, metrics=metrics, **bounds) for services in servers]
+    pages_by = page_process if len(servers) == 1 else None
+    apps = [_app(services, limits, places, pages_by, metrics=metrics, **bounds) for services in servers]
     homes = Homes(apps) if len(apps) > 1 else None
     streams: list[Streams] = [app.state.streams for app in apps]
     stopped = SingleFlight(functools.partial(health.stopped_consumers, servers))
-    figures = SingleFlight(functools.partial(render_metrics, servers, places, [one.observe for one in streams]))
+    figures = SingleFlight(
+        functools.partial(render_metrics, servers, places, [one.observe for one in streams], page_process)
+    )
     for app in apps:
         app.state.servers, app.state.homes, app.state.all_streams = servers, homes, streams
         app.state.stopped, app.state.metrics = stopped, figures
@@ -331,6 +358,7 @@ def create_app(
     routed = RoutedApplication(
         waiting=waiting,
         cors_origins=servers[0].settings.cors_origins,
+        page_process=page_process,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -348,6 +376,7 @@ def _app(
     services: Services,
     limits: Limits,
     places: SharedPlaces,
+    page_process: PageProcess | None,
     *,
     max_body_bytes: int,
     max_request_s: float,
@@ -360,6 +389,7 @@ def _app(
         max_request_s=max_request_s,
         waiting=waiting,
         cors_origins=services.settings.cors_origins,
+        page_process=page_process,
         damaged=lambda error: services.database.damage.found(error) if is_damage(error) else None,
         title=TITLE,
         version=importlib.metadata.version("sparkledger"),

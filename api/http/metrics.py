@@ -6,10 +6,12 @@ They are rendered in a thread, and once a second for all who ask: rendering take
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+import orjson
+from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from api.http.dependencies import Services, SharedPlaces
+    from api.http.page_process import PageProcess
     from api.http.places import PlaceFigures
 
 # A database that is away must not keep anybody from this process's own figures.
@@ -313,11 +316,49 @@ class _OfServers(Collector):
         yield from families.values()
 
 
+class _WithPageProcess(Collector):
+    """The figures of this process, and those of the process of pages, which have the label `process`."""
+
+    def __init__(self, own: Sequence[CollectorRegistry], packed: Sequence[Any]) -> None:
+        self._own = own
+        self._packed = packed
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure."""
+        families: dict[str, Metric] = {}
+        for family in itertools.chain.from_iterable(registry.collect() for registry in self._own):
+            # Some collectors yield the same object every time.
+            known = families[family.name] = Metric(family.name, family.documentation, family.type)
+            known.samples = list(family.samples)
+        for name, documentation, kind, samples in self._packed:
+            known = families.setdefault(name, Metric(name, documentation, kind))
+            for sample, labels, value in samples:
+                known.add_sample(sample, {**labels, "process": "pages"}, value)
+        yield from families.values()
+
+
+def packed_figures(places: SharedPlaces, observe: Sequence[Callable[[], None]]) -> bytes:
+    """Return the figures of this process, for the one that is asked for them."""
+    for figures in observe:
+        figures()
+    families = itertools.chain(REGISTRY.collect(), _OfPlaces(places.figures()).collect())
+    return orjson.dumps(
+        [
+            (one.name, one.documentation, one.type, [(s.name, s.labels, s.value) for s in one.samples])
+            for one in families
+        ]
+    )
+
+
 async def render_metrics(
-    servers: Sequence[Services], places: SharedPlaces, observe: Sequence[Callable[[], None]]
+    servers: Sequence[Services],
+    places: SharedPlaces,
+    observe: Sequence[Callable[[], None]],
+    page_process: PageProcess | None = None,
 ) -> bytes:
     """Return all figures; each of `observe` brings some of this process up to date."""
     found = await asyncio.gather(*map(_worker_metrics, servers))
+    packed = [] if page_process is None else await page_process.figures()
     for figures in observe:
         figures()
     further = found[0]
@@ -326,10 +367,14 @@ async def render_metrics(
         names = [services.server for services in servers]
         further.register(_OfServers(dict(zip(names, found, strict=True))))
     further.register(_OfPlaces(places.figures()))
-    return await asyncio.to_thread(_render, further)
+    return await asyncio.to_thread(_render, further, packed)
 
 
-def _render(further: CollectorRegistry) -> bytes:
+def _render(further: CollectorRegistry, packed: Sequence[Any]) -> bytes:
+    if packed:
+        joined = CollectorRegistry(auto_describe=False)
+        joined.register(_WithPageProcess((REGISTRY, further), packed))
+        return generate_latest(joined)
     return generate_latest() + generate_latest(further)
 
 

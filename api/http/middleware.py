@@ -35,9 +35,11 @@ MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 _LARGER_BODIES: Final = {"/v1/authorizations/batch": MAX_BATCH_BYTES, "/v1/imports": MAX_BATCH_BYTES}
 # Longer than the longest wait that a read may ask for, and than the database's own limit for a statement.
 MAX_REQUEST_S: Final = 30.0
-# Requests that wait for their answer to begin; streams that have begun have a limit of their own.
 # Marks the scope of a request that came with HEAD, and is answered as with GET.
 HEAD: Final = "sparkledger.head"
+# In the scope of a request that another process handed over: its id there. That process counts it.
+HANDED_OVER: Final = "sparkledger.handed_over"
+# Requests that wait for their answer to begin; streams that have begun have a limit of their own.
 MAX_WAITING: Final = 2_000
 MAX_WAITING_OF_A_LEDGER: Final = MAX_WAITING // 2
 MAX_WAITING_OF_A_KEY: Final = MAX_WAITING_OF_A_LEDGER // 2
@@ -147,6 +149,9 @@ class RequestMiddleware:
             # The server sends no body: it decides by the scope of its own.
             scope = {**scope, "method": "GET", HEAD: True}
         exchange = Exchange(receive, send, _LARGER_BODIES.get(scope["path"], self._max_body_bytes), self._waiting)
+        handed_over = scope.get(HANDED_OVER)
+        if handed_over is not None:
+            exchange.request_id = handed_over
         scope["request_id"] = exchange.request_id
         scope["exchange"] = exchange
         _in_flight.add(exchange)
@@ -159,9 +164,10 @@ class RequestMiddleware:
             del scope["exchange"]
             _in_flight.discard(exchange)
             self._waiting.end(exchange)
-            requests, seconds = _series(*_labels(scope), exchange.status)
-            requests.inc()
-            seconds.observe(time.perf_counter() - began)
+            if handed_over is None:
+                requests, seconds = _series(*_labels(scope), exchange.status)
+                requests.inc()
+                seconds.observe(time.perf_counter() - began)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         # No problem that was raised has a name here: it knows this frame, and each would be left to the collector.

@@ -15,7 +15,7 @@ from collections import Counter
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -50,7 +50,8 @@ _VERSIONS: Final = frozenset({"1.0", "1.1"})
 # A host as RFC 3986 has it, which may be empty, and a port.
 _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
-_CONNECTION: Final = "sparkledger.connection"
+# Where the extensions of a scope have what sends the answer.
+CONNECTION: Final = "sparkledger.connection"
 # In the scope of a request whose answer this process collects.
 COLLECTED: Final = "sparkledger.collected"
 
@@ -100,9 +101,26 @@ def own(scope: Scope, ledger_id: int) -> None:
         connection.owner = ledger_id
 
 
-def _connection(scope: Scope) -> Gathering | None:
+class Connection(Protocol):
+    """What sends an answer.
+
+    Attributes:
+        owner: whose answers these are.
+
+    """
+
+    owner: object
+
+    def abort(self) -> None:
+        """Drop it without sending what waits."""
+
+    def outstanding(self) -> int:
+        """Return how many bytes have not been taken yet."""
+
+
+def _connection(scope: Scope) -> Connection | None:
     """Return what sends a request's answer; None in tests without a server."""
-    found: Gathering | None = scope.get("extensions", {}).get(_CONNECTION)
+    found: Connection | None = scope.get("extensions", {}).get(CONNECTION)
     return found
 
 
@@ -168,7 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.made_at = self.loop.time()
         self._gathering = transport = Gathering(transport, self.loop)
         # For streams whose client takes nothing any more: closing would wait until it has taken what is buffered.
-        self._extensions = {_CONNECTION: transport}
+        self._extensions = {CONNECTION: transport}
         super().connection_made(transport)
         # A request for a WebSocket is answered as if it were none, because nothing here speaks it.
         self.ws_protocol_class = None

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 
+class PageRoute(Route):
+    """A route to a page, which the process of pages answers where there is one, for anyone who is signed in."""
+
+
 class Routes:
     """The routes of an application, by address.
 

@@ -14,6 +14,7 @@ import uvloop
 
 from api.http.app import create_app, create_metrics_app
 from api.http.dependencies import Services
+from api.http.page_process import PageProcess
 from api.http.protocol import bounded_by_address
 from infra.auth.stream_tokens import StreamTokens
 from infra.crypto.rotation import require_master_keys
@@ -102,7 +103,9 @@ async def _serve(
         for name, conninfo in servers.items():
             one = await opened.enter_async_context(runtime(conninfo, API, master_key, settings.oidc_issuers))
             services.append(services_from(one, settings, name))
-        app = create_app(*services, metrics=metrics is None)
+        page_process = PageProcess(servers)
+        opened.push_async_callback(page_process.close)
+        app = create_app(*services, metrics=metrics is None, page_process=page_process)
         server = _server(app, settings)
         listening = [server]
         beside: list[asyncio.Task[None]] = []
@@ -110,7 +113,9 @@ async def _serve(
             listening.append(_server(create_metrics_app(app), settings))
             beside.append(loop.create_task(listening[-1].serve(sockets=[metrics])))
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop, listening, [one.end for one in app.state.all_streams])
+            loop.add_signal_handler(
+                number, _stop, listening, [page_process.begin_to_end, *(one.end for one in app.state.all_streams)]
+            )
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)

@@ -17,6 +17,15 @@ from tests.serving import REPOSITORY
 @contextmanager
 def serving_process(database: TestDatabase, master: str, **settings: str) -> Iterator[str]:
     """Run one API process of its own on a database, and yield its address."""
+    with started_process(database, master, **settings) as (url, _):
+        yield url
+
+
+@contextmanager
+def started_process(
+    database: TestDatabase, master: str, **settings: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run one API process of its own on a database, and yield its address and the process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARKLEDGER_")}
     environment |= {
         "SPARKLEDGER_DATABASE_URL": database.dsn(API),
@@ -29,7 +38,7 @@ def serving_process(database: TestDatabase, master: str, **settings: str) -> Ite
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().strip(), process
         finally:
             process.terminate()
             process.wait(20)
