@@ -179,6 +179,8 @@ class Projector:
     async def commit(self, page: EventPage, statements: Iterable[Statement]) -> None:
         """Write rows and move the checkpoint past the page that they follow from, in one transaction.
 
+        If it is interrupted before all is sent, as when it is cancelled, the session is closed.
+
         Raises:
             psycopg.Error: it could not be done; nothing is written.
 
@@ -186,7 +188,13 @@ class Projector:
         cur = self.connection.cursor(binary=True)
         # A pipeline is one transaction, sent at once: small pages cost little more than their round trips.
         async with self.connection.pipeline():
-            await self.write(cur, page, statements)
+            try:
+                await self.write(cur, page, statements)
+            except BaseException as error:
+                # The end of a pipeline commits what was sent, unless PostgreSQL itself has failed.
+                if not (isinstance(error, psycopg.Error) and error.sqlstate):
+                    self.connection.pgconn.finish()
+                raise
         self.positions = checkpoints.positions_after(self.positions, page)
         if self.stopped:
             self.stopped = not await checkpoints.record_recovery(self.connection.cursor(), self.name, self._state)
@@ -203,7 +211,11 @@ class Projector:
         cur = self.connection.cursor(binary=True)
         try:
             changes = await self.view.fold(cur, page.events, self.suffix)
-            await self.commit(page, self.view.statements(changes, self.suffix, fresh=self.fresh))
+            statements = [*self.view.statements(changes, self.suffix, fresh=self.fresh)]
+            for statement in statements:
+                # Before anything is sent, so that a value that cannot be does not end the transaction halfway.
+                statement.encode()
+            await self.commit(page, statements)
         except checkpoints.CONFLICT_ERROR as error:
             raise CheckpointConflict from error
         except (CheckpointConflict, PositionGap):
