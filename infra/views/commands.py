@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from projections.engine.checkpoints import ViewState
     from projections.engine.view import View
 
-# Views that are rebuilt together share one reading of the log: the quick ones wait for the slow, unless one hangs.
-SHARED_READ_PATIENCE_S: Final = 5.0
+# Views that are rebuilt together share one reading of the log: the quick ones wait for the slow, unless one hangs. On a
+# slow machine, the rows of many pages may take seconds to write.
+SHARED_READ_PATIENCE_S: Final = 30.0
 SKIPS_SHOWN_MAX: Final = 1_000
 
 

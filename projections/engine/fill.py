@@ -79,14 +79,11 @@ class UnwrittenRows(Generic[R]):
         for row in await view.table.load(cur, missing, self._suffix) if missing else ():
             key = view.key_of(row)
             rows[indexes[key]] = updated[key] = row
+        before = rows.copy()
         secondary = view.run(steps, rows)
-        for key, changed in zip(indexes, rows, strict=True):
-            if changed is None:
-                continue  # no event was of a row
-            if key in updated:
-                updated[key] = changed
-            else:
-                created[key] = changed
+        for key, known, row in zip(indexes, before, rows, strict=True):
+            if row is not known and row is not None:  # most are changed in place
+                (updated if key in updated else created)[key] = row
         for table in view.secondary:
             table.merge(self._secondary[table.row], secondary[table.row])
 

@@ -148,6 +148,8 @@ class Table(Generic[R]):
         self._ddl: Final = ddl
         self._indexes: Final = tuple(indexes)
         self._adds: Final = frozenset(adds)
+        # Most tables of counts have one: numbers are then added, and not rows of them.
+        self._one_count: Final = len(self._adds) == 1
         self._also: Final = also
         types = get_type_hints(row)
         self._arrays = [array_of(types[column]) for column in self.columns]
@@ -224,6 +226,11 @@ class Table(Generic[R]):
                 merged[key_of(row)] = row
             return
         key_columns = len(self.key)
+        if self._one_count:
+            for row in rows:
+                key = row[:key_columns]
+                merged[key] = merged.get(key, 0) + row[key_columns]
+            return
         for row in rows:
             key, counts = row[:key_columns], row[key_columns:]
             known = merged.get(key)
@@ -243,12 +250,14 @@ class Table(Generic[R]):
         """
         if not self._adds:
             return merged.values()
-        for key, counts in list(merged.items()) if self._also else ():
-            if (wider := self._also(key)) is not None:  # type: ignore[misc] # it was asked for
-                known = merged.get(wider)
-                merged[wider] = counts if known is None else [*map(add, known, counts)]
+        if (also := self._also) is not None:
+            wider = [(also(key), counts) for key, counts in merged.items()]
+            self.merge(merged, [self._sum(key, counts) for key, counts in wider if key is not None])
         # A sum of zero is written too: otherwise the rows would depend on where pages end.
-        return [self.row(*key, *counts) for key, counts in sorted(merged.items())]
+        return [self._sum(key, counts) for key, counts in sorted(merged.items())]
+
+    def _sum(self, key: Sequence[Any], counts: Any) -> Any:
+        return self.row(*key, counts) if self._one_count else self.row(*key, *counts)
 
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the table, with its row-level security and without indexes."""

@@ -238,7 +238,7 @@ def test_a_process_that_always_dies_fails_the_rebuild_which_then_says_so(
 
 
 def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    # However busy the machine is: after five seconds, the others would go on, and a late view would read for itself.
+    # However busy the machine is: after half a minute, the others would go on, and a late view would read for itself.
     monkeypatch.setattr(commands, "SHARED_READ_PATIENCE_S", 600.0)
     told: list[RebuildProgress] = []
     asyncio.run(commands.rebuild(filled.database.dsn(), [view.name for view in VIEWS], lambda p, _: told.append(p)))
