@@ -13,9 +13,10 @@ day at the end of another is a sum, too.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 
 from domain.code import Code
@@ -132,13 +133,14 @@ DAYS: Final = Table(
 )
 
 
-# A third of the time of calling the class.
-_count: Final = CountRow._make
+# A quarter of the time of calling the class.
+_count: Final[Callable[[tuple[Any, ...]], CountRow]] = partial(tuple.__new__, CountRow)
 
 
 def _rows(row: CodeTimelineRow, recorded: RecordedEvent, figures: Figures) -> list[CountRow]:
     on = day_of(recorded.recorded_at)
-    return [_count((row.ledger_id, *figure, on, count)) for figure, count in figures.items() if count]
+    ledger_id = row.ledger_id
+    return [_count((ledger_id, name, label, day, on, n)) for (name, label, day), n in figures.items() if n]
 
 
 # Handlers, in the order of a code's life: each changes the row, and counts by how much that changes the code's figures.

@@ -257,7 +257,8 @@ class Table(Generic[R]):
         return [self._sum(key, counts) for key, counts in sorted(merged.items())]
 
     def _sum(self, key: Sequence[Any], counts: Any) -> Any:
-        return self.row(*key, counts) if self._one_count else self.row(*key, *counts)
+        # Without the call that a named tuple's own constructor is.
+        return tuple.__new__(self.row, (*key, counts) if self._one_count else (*key, *counts))  # type: ignore[type-var] # it is one
 
     async def create(self, cur: AsyncCursor[Any], suffix: str = "") -> None:
         """Create the table, with its row-level security and without indexes."""

@@ -162,15 +162,13 @@ class View(Generic[R]):
             if create is not None:
                 rows[index] = create(ledger_id, recorded, recorded.event)
             if update is not None:
-                for extra in update(self._existing(rows[index], recorded), recorded, recorded.event) or ():
+                row = rows[index]
+                if row is None:
+                    message = f"view {self.name} has no row {self.row_of(recorded)}, which the event would change"
+                    raise LookupError(message)
+                for extra in update(row, recorded, recorded.event) or ():
                     secondary[type(extra)].append(extra)
         return secondary
-
-    def _existing(self, row: R | None, recorded: RecordedEvent) -> R:
-        if row is None:
-            key = self.row_of(recorded)
-            raise LookupError(f"view {self.name} has no row {key}, which the event would change")
-        return row
 
     def _handler(self, kind: type) -> tuple[Create[R] | None, Update[R] | None]:
         handler = self._handlers.get(kind)
