@@ -11,6 +11,7 @@ memory, and nothing else.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import psycopg
@@ -83,7 +84,9 @@ class UnwrittenRows(Generic[R]):
         secondary = view.run(steps, rows)
         for key, known, row in zip(indexes, before, rows, strict=True):
             if row is not known and row is not None:  # most are changed in place
-                (updated if key in updated else created)[key] = row
+                # If the table has one already, columns that no update changes may differ, too.
+                created[key] = row
+                updated.pop(key, None)
         for table in view.secondary:
             table.merge(self._secondary[table.row], secondary[table.row])
 
@@ -149,7 +152,8 @@ class Filler:
             await self._finish()
         except Exception:
             # What is committed moves the projector's positions, from which its user may go on.
-            await asyncio.gather(*([] if self._writing is None else [self._writing]), return_exceptions=True)
+            with suppress(FillFailed):
+                await self._written()
             raise
         finally:
             unfinished = [task for task in (ahead, self._writing) if task is not None]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from domain.code import Code
+from domain.recorded import RecordedEvent
 from projections import codes, event_index, figures, permissions, statistics
 from projections.engine import rebuild
 from projections.engine.fill import fill
 from projections.engine.page import EventPage
 from projections.engine.projector import Connect, PoisonEvent, Projector, prepare
-from projections.engine.table import Statement
+from projections.engine.table import Statement, Table
 from projections.engine.view import SHADOW_SUFFIX, View
 from tests import given
 from tests.projections.conftest import Cursor, Followed
@@ -25,6 +28,48 @@ from tests.projections.memory_log import MemoryLog, happening, positions, rows
 
 PAGE_EVENTS = 10
 SEVERAL = [codes.VIEW, event_index.VIEW, permissions.VIEW, statistics.VIEW, figures.VIEW]
+
+
+@dataclass(slots=True)
+class SpanRow:
+    """What happened to a code since its window was last set: an extension makes the row once more."""
+
+    ledger_id: int
+    code_id: UUID
+    began_at: int
+    length: int
+
+
+def begun(ledger_id: int, recorded: RecordedEvent, _event: Code.Event) -> SpanRow:
+    return SpanRow(ledger_id, recorded.stream_id, recorded.position, 1)
+
+
+def continued(row: SpanRow, _recorded: RecordedEvent, _event: Code.Event) -> None:
+    row.length += 1
+
+
+SPANS = View(
+    "spans",
+    1,
+    Table(
+        "spans",
+        SpanRow,
+        key=("ledger_id", "code_id"),
+        fixed=("began_at",),
+        ddl="""
+            CREATE TABLE {table} (
+                ledger_id   int NOT NULL,
+                code_id     uuid NOT NULL,
+                began_at    bigint NOT NULL,
+                length      bigint NOT NULL,
+                PRIMARY KEY (ledger_id, code_id)
+            )
+        """,
+    ),
+    row_of=lambda recorded: recorded.stream_id,
+    creates={Code.Generated: begun, Code.Extended: begun},
+    updates={Code.Event: continued},
+)
 
 
 @asynccontextmanager
@@ -127,6 +172,36 @@ async def test_a_fill_stops_right_before_an_event_that_it_cannot_apply(connect: 
             await fill(projector, log, loads, PAGE_EVENTS, lambda _: None, fill_events=1_000)
     assert stopped.value.at == (1, poison)
     assert await positions(worker, "codes" + SHADOW_SUFFIX) == {1: poison - 1}
+
+
+@pytest.mark.parametrize("fill_events", [1, 20, 1_000])
+async def test_a_row_that_an_event_makes_once_more_is_replaced_whole(
+    fill_events: int, connect: Connect, worker: Cursor, follow: Followed
+) -> None:
+    log = MemoryLog(happening(1, 150))
+    await follow(SPANS, log)
+    async with filling(SPANS, connect) as (projector, loads):
+        await fill(projector, log, loads, 5, lambda _: None, fill_events=fill_events)
+    found = await rows(worker, SPANS, suffix=SHADOW_SUFFIX)
+    assert found == await rows(worker, SPANS)
+    assert any(began_at > 5 and length > 1 for *_, began_at, length in found["spans"])
+
+
+async def test_all_that_is_written_before_a_fill_fails_counts_as_progress(connect: Connect) -> None:
+    story = happening(3, 80)
+    log, written = MemoryLog(story), list[int]()
+    poison = max(r.position for r in log.ledgers[1] if isinstance(r.event, Code.Generated))
+
+    def unreadable(ledger_id: int, recorded: RecordedEvent, event: Code.Generated) -> codes.CodeRow:
+        if recorded.position == poison:
+            raise ZeroDivisionError("a mistake in a handler")
+        return codes.generated(ledger_id, recorded, event)
+
+    view = replace(codes.VIEW, creates={Code.Generated: unreadable})
+    async with filling(view, connect) as (projector, loads):
+        with pytest.raises(PoisonEvent):
+            await fill(projector, log, loads, 1, written.append, fill_events=2)
+        assert sum(written) == projector.positions[1] == poison - 1
 
 
 async def test_what_comes_before_an_event_that_cannot_be_read_is_written(connect: Connect, worker: Cursor) -> None:
