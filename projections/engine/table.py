@@ -78,6 +78,8 @@ class Statement:
 
     query: bytes
     columns: Sequence[Array]
+    # False: planned each time; None: the plan may be kept.
+    prepare: bool | None = None
 
     def encode(self) -> None:
         """Encode the columns now: the rows may change from here on."""
@@ -86,7 +88,7 @@ class Statement:
 
     async def execute(self, cur: AsyncCursor[Any]) -> None:
         """Write the rows, in the caller's transaction."""
-        await cur.execute(self.query, self.columns)
+        await cur.execute(self.query, self.columns, prepare=self.prepare)
 
 
 def _statements(
@@ -94,11 +96,13 @@ def _statements(
     rows: Iterable[Any],
     values: Callable[[Any], Sequence[Any]] | None,
     arrays: Sequence[tuple[type[Array], LiteralString]],
+    *,
+    prepare: bool | None = None,
 ) -> Iterator[Statement]:
     """Return statements with these rows; `values` returns those of a row, None where it is a tuple of them."""
     rows = iter(rows)
     while some := list(islice(rows, STATEMENT_ROWS_MAX)):
-        yield Statement(query, _columns(some, values, arrays))
+        yield Statement(query, _columns(some, values, arrays), prepare)
 
 
 def _columns(
@@ -216,7 +220,11 @@ class Table(Generic[R]):
 
     def updates(self, rows: Iterable[R], suffix: str = "") -> Iterator[Statement]:
         """Return the statements that overwrite rows, all of which are there: `writes` would lock each row first."""
-        return _statements(self._update(suffix), rows, attrgetter(*self._updated), self._updated_arrays)
+        # Shadow tables have no index but that of their key while they are filled. In others, the plan is as in `load`.
+        prepare = None if suffix else False
+        return _statements(
+            self._update(suffix), rows, attrgetter(*self._updated), self._updated_arrays, prepare=prepare
+        )
 
     def merge(self, merged: dict[Any, Any], rows: Iterable[Any]) -> None:
         """Add rows to others, by key: of each key the last row counts, or in a table of counts the sum."""

@@ -82,3 +82,34 @@ async def test_a_view_stops_before_an_event_whose_row_cannot_be_sent(
             await (fill(projector, log, loads, 10, lambda _: None) if filling else projector.apply_all(log, 1_000))
         assert stopped.value.at == (1, poison)
     assert await positions(worker, projector.name) == {1: poison - 1}
+
+
+async def test_rows_are_found_by_their_key_in_a_table_that_was_empty_when_the_first_were_overwritten(
+    connect: Connect,
+) -> None:
+    log = MemoryLog(happening(1, 60))
+    events = log.ledgers[1]
+    log.ledgers[1] = events[:-10]
+    async with projecting(codes.VIEW, connect) as projector:
+        cur = projector.connection.cursor()
+        # As for pages of many rows, which PostgreSQL would not plan each time.
+        await cur.execute("SET plan_cache_mode = force_generic_plan")
+        await projector.apply_all(log, 1)
+        columns = [column for column in codes.CODES.columns if column != "code_id"]
+        await cur.execute(
+            f"INSERT INTO views.codes (code_id, {', '.join(columns)})"
+            f" SELECT gen_random_uuid(), {', '.join(columns)} FROM views.codes, generate_series(1, 500)".encode()
+        )
+        log.ledgers[1] = events
+        before = await _entries_read(cur)
+        await projector.apply_all(log, 1)
+        assert await _entries_read(cur) - before < 500
+
+
+async def _entries_read(cur: Cursor) -> int:
+    """Return how many entries of the indexes of the view of codes were read."""
+    await cur.execute("SELECT pg_stat_force_next_flush()")
+    await cur.execute("SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'codes'")
+    row = await cur.fetchone()
+    assert row is not None
+    return int(row[0])

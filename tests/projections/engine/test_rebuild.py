@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from psycopg.sql import SQL
 
 from domain.code import Code
+from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from projections import VIEWS, codes, event_index, permissions
 from projections.engine import checkpoints, rebuild
@@ -27,7 +30,9 @@ from projections.engine.table import Table
 from projections.engine.view import SHADOW_SUFFIX, View
 from projections.event_index import EventIndexRow
 from tests import given
-from tests.given import CODE, NOW
+from tests.domain.test_late_paperwork import late
+from tests.given import CODE, NOW, Story
+from tests.late_paperwork import DAY, VIDEOS, happenings
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog, code_row, happening, positions, rows, until
 
@@ -51,7 +56,7 @@ async def test_rebuilt_rows_are_the_live_rows(
     rebuild_page: int,
     fill_events: int,
 ) -> None:
-    log = MemoryLog(*(happening(seed, 50) for seed in seeds))
+    log = MemoryLog(*(happening(seed, 50) for seed in seeds), backlog(seeds[0]))
     async with await connect() as connection:
         live = Projector(view, connection)
         await live.create(indexes=True)
@@ -64,6 +69,16 @@ async def test_rebuilt_rows_are_the_live_rows(
     for table in view.tables:
         await table.drop(worker)
     await checkpoints.delete(worker, [view.name])
+
+
+def backlog(seed: int) -> Story:
+    """A ledger in which most was recorded late and in any order, and then a creator was erased."""
+    facts = happenings(Random(seed), 15)
+    story = late(facts, facts[-1].at + 20 * DAY, Random(seed))
+    for command in (given.rights(code_id=UUID(int=1)), given.bind(video_id=VIDEOS[0]), given.erase(creator_id="ana")):
+        with suppress(Refused, Unknown):
+            story.when(command)
+    return story
 
 
 async def test_a_rebuilt_table_has_all_that_the_old_one_had(connect: Connect, worker: Cursor, follow: Followed) -> None:
