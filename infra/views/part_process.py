@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # A process that was ended may still commit its last page, which this one must see before it continues.
 CONFLICTS_MAX: Final = 10
 CONFLICT_PAUSE_S: Final = 0.2
+# Parts add to the same counts, each in transactions of many pages: one may have to wait for those of all others.
+LOCK_WAIT_MS: Final = 60_000
 # An error may quote what it failed with.
 REASON_CHARACTERS_MAX: Final = 2_000
 
@@ -104,6 +106,7 @@ async def _fill(conninfo: str, view: str, part: Part, log: SharedLogReader, load
     async with await connect(conninfo) as connection:
         projector = Projector(view_named(view), connection, shadow=True, part=part)
         await projector.prepare()
+        await connection.execute(f"SET lock_timeout = {LOCK_WAIT_MS}")
         for attempt in range(1, CONFLICTS_MAX + 1):
             await projector.find()
             try:

@@ -23,12 +23,19 @@ from typer.testing import CliRunner
 import cli
 from domain.code import Code
 from infra.auth.key_commands import create_ledger
+from infra.eventstore.part_reader import PartReader
+from infra.postgres import pool
+from infra.postgres.pool import Database
+from infra.postgres.roles import WORKER
 from infra.processes.worker import create_views
-from infra.views import commands
+from infra.views import commands, part_process
 from infra.views.progress_display import Lines, line
-from projections import VIEWS, codes, event_index
-from projections.engine.projector import PoisonEvent
+from projections import VIEWS, codes, event_index, statistics
+from projections.engine import parts
+from projections.engine.parts import Part
+from projections.engine.projector import PoisonEvent, Projector, prepare
 from projections.engine.rebuild import PartFailed, RebuildProgress
+from projections.engine.shared_reader import SharedLog
 from projections.engine.view import SHADOW_SUFFIX
 from tests.bench import lives
 from tests.bench.lives import fill
@@ -235,6 +242,38 @@ def test_a_process_that_always_dies_fails_the_rebuild_which_then_says_so(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(PartFailed, match=r"ended 4 times, at last with exit code 1\. Start the rebuild again"):
         asyncio.run(commands.rebuild(begun.database.dsn(), ["codes"], lambda *_: None, jobs=2))
+
+
+def test_a_part_waits_longer_for_others_that_add_to_the_same_counts_than_sessions_wait_for_locks(
+    begun: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(begun.database, begun.ledger_id, 2_000)
+    dsn, view, part = begun.database.dsn(), statistics.VIEW, Part(1, 2)
+    monkeypatch.setattr(pool, "LOCK_TIMEOUT_MS", 50)
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        " AND clock_timestamp() - query_start > interval '200 ms'"
+    )
+
+    async def filled_meanwhile() -> None:
+        database = Database(dsn, WORKER)
+        await database.open()
+        async with await commands.connect(dsn) as loads, await commands.connect(dsn) as other:
+            await prepare(loads)
+            await Projector(view, other, shadow=True).create(indexes=False)
+            reader = SharedLog(PartReader(database, part, {begun.ledger_id: 2_000})).reader()
+            async with other.transaction():
+                await parts.begin(other.cursor(), view.name, view.version, part.parts, [begun.ledger_id])
+            async with other.transaction():
+                await other.execute("LOCK TABLE views.statistics_days_next IN SHARE MODE")
+                filling = asyncio.create_task(part_process._fill(dsn, view.name, part, reader, loads))
+                while not filling.done() and not begun.sql(waiting):  # noqa: ASYNC110 - PostgreSQL sets no event
+                    await asyncio.sleep(0.02)
+            await filling
+        await database.close()
+
+    asyncio.run(filled_meanwhile())
+    assert begun.position(part.name(view.name)) == 2_000
 
 
 def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
