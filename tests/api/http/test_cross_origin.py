@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from api.http.app import create_app
+from api.http.middleware import HANDED_OVER
 from infra.settings import load_settings
 from tests.wired import services
 
@@ -56,5 +58,16 @@ async def test_a_page_of_another_origin_may_read_nothing(origin: str) -> None:
 
 async def test_without_configured_origins_nothing_is_said_of_them() -> None:
     async with client("none") as http:
+        answer = await http.get("/livez", headers={"Origin": PAGE})
+    assert not {"access-control-allow-origin", "vary"} & answer.headers.keys()
+
+
+async def test_a_process_that_is_handed_requests_leaves_it_to_the_one_that_has_the_client() -> None:
+    app = create_app(services(settings=load_settings({"SPARKLEDGER_CORS_ORIGINS": PAGE})))
+
+    async def handed_over(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, HANDED_OVER: "07" * 16}, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(handed_over), base_url="http://x") as http:
         answer = await http.get("/livez", headers={"Origin": PAGE})
     assert not {"access-control-allow-origin", "vary"} & answer.headers.keys()
