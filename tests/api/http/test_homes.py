@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -268,3 +269,19 @@ def test_a_server_that_is_away_stops_its_own_ledgers_alone(servers: Installation
         named(url, servers.keys[MAIN], "meanwhile")
         with http_client(url) as client:
             until(lambda: client.get("/readyz").json() == {"status": "degraded", "stopped": ["server"]}, 60)
+
+
+def makes_pages_beside(client: httpx.Client) -> bool:
+    return 'process="pages"' in client.get("/metrics").text
+
+
+def test_the_process_of_pages_shows_each_reader_their_own_ledger(servers: Installation, url: str) -> None:
+    for ledger in (MAIN, OTHER):
+        named(url, servers.keys[ledger], f"shown-of-{ledger}")
+        with http_client(url) as person:
+            person.headers["Sec-Fetch-Site"] = "same-origin"
+            assert person.post("/sign-in", data={"key": servers.keys[ledger]}).status_code == 303
+            assert person.get("/events").status_code == 200
+            until(functools.partial(makes_pages_beside, person), 60)
+            shown = {other: f"shown-of-{other}" in person.get("/events").text for other in (MAIN, OTHER)}
+        assert shown == {one: one == ledger for one in (MAIN, OTHER)}
