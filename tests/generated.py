@@ -555,7 +555,7 @@ def limits() -> str:
             "pages that are being made beside an API process, with the channels of open ones",
             (
                 f"{page_process.MAX_HANDED_OVER:,}, with {page_server.SESSIONS} sessions of the database, "
-                f"{page_server.SESSIONS_OF_A_LEDGER} of them for one ledger"
+                f"{page_server.SESSIONS_OF_A_LEDGER} of them for one ledger; the API makes more by itself"
             ),
         ),
         (

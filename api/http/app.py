@@ -63,6 +63,7 @@ from api.http.openapi import reference
 from api.http.page_process import NotHandedOver, PageProcess
 from api.http.places import page_places
 from api.http.problems import Problem, as_problem
+from api.http.protocol import OWNED
 from api.http.receipts import Waiting as WaitingForReceipts
 from api.http.routing import PageRoute, Routes
 from api.http.single_flight import SingleFlight
@@ -236,7 +237,7 @@ class Application(FastAPI):
         return route.app(scope, receive, send)
 
     def _is_for_page_process(self, route: BaseRoute, scope: Scope) -> bool:
-        # What strangers are answered costs little, and they are not to reach the process of pages.
+        # Whether there is a session of this cookie is found out there, so that made-up cookies cost programs nothing.
         return isinstance(route, PageRoute) and session_id(Request(scope)) is not None
 
     async def _by_page_process(
@@ -246,6 +247,8 @@ class Application(FastAPI):
             await page_process.answer(scope, receive, send)
         except NotHandedOver:
             await here(scope, receive, send)
+            if OWNED in scope:
+                page_process.start()
 
     async def _response(self, scope: Scope, error: Exception) -> Response:
         """Return what is answered where a route raised on purpose."""

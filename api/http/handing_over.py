@@ -8,6 +8,7 @@ with its kind and its length:
     START, then MORE … LAST       its answer
     OWNER                        whose answer it is, once that is known
     FIGURES, and then LAST       in place of a request: the figures of the other process
+    SIGN, and then LAST          in place of a request: a sign that it still answers
 
 A client that leaves, or a process that ends, closes its end. The client's own connection is never handed over.
 """
@@ -44,6 +45,7 @@ MORE: Final = b"M"
 LAST: Final = b"L"
 OWNER: Final = b"O"
 FIGURES: Final = b"F"
+SIGN: Final = b"?"
 
 _LENGTH: Final = struct.Struct("!cI")
 _TEXTS: Final = ("method", "path", "scheme", "root_path", "http_version")
@@ -237,7 +239,7 @@ def _unpacked(content: bytes, line: Line) -> Scope:
 
 
 async def answer(line: Line, app: ASGIApp, figures: Callable[[], bytes]) -> None:
-    """Answer what another process hands over, or say the figures of this one."""
+    """Answer what another process hands over, or say the figures of this one, or that it answers."""
     try:
         try:
             kind, content = await line.read()
@@ -245,6 +247,9 @@ async def answer(line: Line, app: ASGIApp, figures: Callable[[], bytes]) -> None
             return  # it was given up before it was whole
         if kind == FIGURES:
             await line.write_body(figures(), more=False)
+            return
+        if kind == SIGN:
+            await line.write(LAST)
             return
         scope = _unpacked(content, line)
 
@@ -276,6 +281,17 @@ class _Received:
         except EOFError:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": content, "more_body": kind == MORE}
+
+
+async def ask_for_a_sign(line: Line) -> None:
+    """Return once the other process has shown that it answers.
+
+    Raises:
+        EOFError: it has ended.
+
+    """
+    await line.write(SIGN)
+    await line.read()
 
 
 async def figures_of(line: Line) -> bytes:

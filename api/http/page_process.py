@@ -1,7 +1,8 @@
 """The process beside the API that answers requests for pages, so that programs do not wait while pages are made.
 
-It is started when somebody who is signed in opens the first page, and again when it ends. Until it can answer, and
-whenever it cannot, pages are made by the API's own process, as all of them would be without it.
+It is started once the API has made a page for somebody who is signed in, and again when it ends or answers nothing any
+more. Until it can answer, and whenever it cannot, pages are made by the API's own process, as all of them would be
+without it.
 """
 
 from __future__ import annotations
@@ -19,27 +20,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from api.http.handing_over import BrokenOff, Line, figures_of, hand_over
+from api.http.handing_over import BrokenOff, Line, ask_for_a_sign, figures_of, hand_over
 from api.http.problems import Problem
 from infra.ending import cancelled
 from infra.processes.supervisor import PARENT_FD
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
-# Requests that it answers at the same time, most of them the channels of open pages. Each takes a file of both.
+# Requests that it answers at the same time, most of them the channels of open pages. Each takes a file of both. What
+# comes beyond is answered by the API, so that nobody who keeps as many open keeps others from their pages.
 MAX_HANDED_OVER: Final = 1_000
 RESTART_S_FIRST: Final = 0.5
 RESTART_S_MAX: Final = 30.0
 # One that has lived so long is restarted as soon as the first one.
 LIVED_LONG_S: Final = 60.0
 FIGURES_WITHIN_S: Final = 1.0
-# After the API's own requests have ended, which had as long.
-END_WITHIN_S: Final = 0.3
+# How often it is asked whether it still answers, how long that may take, and after what silence it is killed: in less
+# time than a request has, so that what it was given is still answered.
+ASKED_EVERY_S: Final = 5.0
+ANSWERS_WITHIN_S: Final = 2.0
+SILENT_S: Final = 10.0
+# From when its end is asked for. It writes what was read to the access log before it ends.
+END_WITHIN_S: Final = 2.0
+# But at least after the API's own requests have ended, which had as long.
+END_WITHIN_S_MIN: Final = 0.3
 
-_CROWDED: Final = "Too many pages are open or on their way. Nothing was done. Close some, or try again in a moment."
 _IN_DOUBT: Final = (
     "The process that makes pages has ended. It is not known whether the form was carried out. Look whether it was, "
     "and send it again if not."
@@ -63,31 +71,38 @@ class PageProcess:
         # Through it the process is given the end of each request; None while it cannot answer.
         self._control: socket.socket | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self._ending = False
+        # When its end was asked for.
+        self._end_asked_at: float | None = None
         self._handed_over = 0
+
+    def start(self) -> None:
+        """Have it run, from now on."""
+        if self._keeping is None and not self._ending:
+            self._keeping = asyncio.create_task(self._keep(), name="process of pages")
+
+    @property
+    def _ending(self) -> bool:
+        return self._end_asked_at is not None
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have it answer a request.
 
         Raises:
-            NotHandedOver: it is not there.
-            Problem: it has too many, or ended in the middle of a request that changes something.
+            NotHandedOver: it is not there, or has as many as it may.
+            Problem: it ended in the middle of a request that changes something.
 
         """
-        if self._keeping is None and not self._ending:
-            self._keeping = asyncio.create_task(self._keep(), name="process of pages")
         control = self._control
-        if control is None:
+        if control is None or self._handed_over >= MAX_HANDED_OVER:
             raise NotHandedOver
-        if self._handed_over >= MAX_HANDED_OVER:
-            raise Problem("unavailable", _CROWDED, headers={"Retry-After": "1"})
         self._handed_over += 1
         try:
             line = await self._line(control)
             try:
                 await hand_over(line, scope, receive, send)
             finally:
-                line.close()
+                # If it takes nothing any more, what waits to be sent would wait for ever.
+                line.abort()
         except BrokenOff:
             if scope["method"] != "GET":
                 raise Problem("unavailable", _IN_DOUBT, headers={"Retry-After": "1"}) from None
@@ -114,17 +129,35 @@ class PageProcess:
 
     def begin_to_end(self) -> None:
         """Have it end what it answers; from now on the API answers for itself."""
-        self._ending = True
+        self._end_asked_at = self._end_asked_at or time.monotonic()
         self._signal(signal.SIGTERM)
 
     async def close(self) -> None:
         """Wait until it has ended, not for long."""
         self.begin_to_end()
-        if self._keeping is None:
+        if self._keeping is None or self._end_asked_at is None:
             return
-        await asyncio.wait({self._keeping}, timeout=END_WITHIN_S)
+        left = self._end_asked_at + END_WITHIN_S - time.monotonic()
+        await asyncio.wait({self._keeping}, timeout=max(left, END_WITHIN_S_MIN))
         self._signal(signal.SIGKILL)
         await cancelled([self._keeping])
+
+    async def _answers(self) -> bool:
+        """Tell whether it still answers."""
+        if self._control is None:
+            return False
+        try:
+            line = await self._line(self._control)
+        except NotHandedOver:
+            return False
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                await ask_for_a_sign(line)
+        except (EOFError, TimeoutError):
+            return False
+        finally:
+            line.abort()
+        return True
 
     @staticmethod
     async def _line(control: socket.socket) -> Line:
@@ -200,7 +233,32 @@ class PageProcess:
                 # It says so, or it has ended.
                 if await asyncio.get_running_loop().sock_recv(ours, 1) == _READY:
                     self._control = ours
-                code = await process.wait()
+                code = await end_of(process, self._answers)
             finally:
                 self._control = None
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+async def end_of(
+    process: asyncio.subprocess.Process,
+    answers: Callable[[], Awaitable[bool]],
+    *,
+    asked_every_s: float = ASKED_EVERY_S,
+    silent_s: float = SILENT_S,
+) -> int:
+    """Wait until a process has ended, and return its exit code; kill it once it has answered nothing for too long.
+
+    Everything that it was given would wait for it, and everything that comes after that as well.
+    """
+    heard = time.monotonic()
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(asked_every_s):
+                return await process.wait()
+        if await answers():
+            heard = time.monotonic()
+        elif time.monotonic() - heard > silent_s and process.returncode is None:
+            log.warning("The process of pages has not answered for %.0f s, and is killed.", time.monotonic() - heard)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            return await process.wait()

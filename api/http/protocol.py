@@ -52,6 +52,8 @@ _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)
 
 # Where the extensions of a scope have what sends the answer.
 CONNECTION: Final = "sparkledger.connection"
+# In the scope of a request that presented something that opens a ledger.
+OWNED: Final = "sparkledger.owned"
 # In the scope of a request whose answer this process collects.
 COLLECTED: Final = "sparkledger.collected"
 
@@ -95,7 +97,8 @@ def outstanding(scope: Scope) -> int:
 
 
 def own(scope: Scope, ledger_id: int) -> None:
-    """Say whose answers a request's connection sends, now that it is known."""
+    """Say whose a request is, and whose answers its connection sends, now that it is known."""
+    scope[OWNED] = True
     connection = _connection(scope)
     if connection is not None:
         connection.owner = ledger_id

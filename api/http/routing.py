@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PageRoute(Route):
-    """A route to a page, which the process of pages answers where there is one, for anyone who is signed in."""
+    """A route to a page, which the process of pages answers where there is one, for those who show a cookie."""
 
 
 class Routes:

@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http.handing_over import PIECE_BYTES, BrokenOff, Line, answer, figures_of, hand_over
+from api.http.handing_over import PIECE_BYTES, BrokenOff, Line, answer, ask_for_a_sign, figures_of, hand_over
 from api.http.middleware import HANDED_OVER, HEAD
 from api.http.problems import Problem
 from api.http.protocol import CONNECTION, own
@@ -194,9 +194,11 @@ async def test_an_end_without_an_answer_is_told_from_one_in_the_middle_of_it() -
     assert (client.body(), client.dropped) == (b"half", True)
 
 
-async def test_figures_are_asked_for_in_the_same_way() -> None:
+async def test_figures_and_a_sign_are_asked_for_in_the_same_way() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise AssertionError
 
     async with answering(app) as line:
         assert await figures_of(line) == b"x" * (PIECE_BYTES + 1)
+    async with answering(app) as line:
+        await ask_for_a_sign(line)

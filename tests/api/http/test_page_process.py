@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import pytest
 from starlette.types import Scope
 
 from api.http.app import create_app
-from api.http.page_process import NotHandedOver
+from api.http.page_process import NotHandedOver, end_of
 from tests.api.http.test_middleware import Fake, broken
 from tests.api.processes import started_process
 from tests.serving import LiveServer, Server
@@ -156,11 +157,32 @@ def test_pages_are_still_answered_when_the_process_is_killed_and_it_comes_back(
     until(lambda: began(person) not in {"", first}, START_S)
 
 
+@pytest.mark.anyio
+async def test_one_that_answers_nothing_any_more_is_killed_and_no_other() -> None:
+    asked = 0
+
+    async def never() -> bool:
+        return False
+
+    async def until_it_ends() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            sleeping.terminate()
+        return True
+
+    for answers, ends_by in ((until_it_ends, signal.SIGTERM), (never, signal.SIGKILL)):
+        sleeping = await asyncio.create_subprocess_exec("sleep", "600")
+        assert await end_of(sleeping, answers, asked_every_s=0.01, silent_s=0.0) == -ends_by
+    assert asked >= 3
+
+
 def test_nobody_starts_it_who_is_not_signed_in(server: Server) -> None:
     with started_process(server.database, server.serving.master_key_text) as (url, process):
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as stranger:
             assert stranger.get("/").status_code == 303
-            assert stranger.get("/codes").status_code == 303
+            stranger.cookies.set(f"sparkledger-{url.rpartition(':')[2]}", "x" * 43)
+            assert stranger.get("/codes").headers["location"].endswith("ended=1")
         assert page_processes(process.pid) == []
         with browser(url, server.admin_key) as person:
             assert person.get("/codes").status_code == 200
