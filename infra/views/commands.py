@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,16 +86,17 @@ async def rebuild(
         all_ledgers = AllLedgersReader(database)
         total = sum((await all_ledgers.heads()).values())
         shared = SharedLog(all_ledgers, patience_s=SHARED_READ_PATIENCE_S)
-        loads = await connect(conninfo)
-        await prepare(loads)
 
-        async def one(view: View[Any], processes: Processes) -> None:
+        async def one(view: View[Any], own: psycopg.AsyncConnection[Any], processes: Processes) -> None:
+            async def opened() -> psycopg.AsyncConnection[Any]:
+                return own
+
             reader = shared.reader()
             try:
                 await rebuild_view(
                     view,
                     reader,
-                    lambda: connect(conninfo),
+                    opened,
                     lambda progress: on_progress(progress, total),
                     processes=processes,
                     loads=loads,
@@ -102,8 +104,14 @@ async def rebuild(
             finally:
                 reader.close()
 
-        async with loads, Processes(conninfo, all_ledgers, jobs) as processes:
-            outcomes = await asyncio.gather(*(one(view, processes) for view in views), return_exceptions=True)
+        async with AsyncExitStack() as stack:
+            loads = await stack.enter_async_context(await connect(conninfo))
+            await prepare(loads)
+            # Before the first read: whoever opens a session drops what was read before it, and all would read again.
+            sessions = [await stack.enter_async_context(await connect(conninfo)) for _ in views]
+            processes = await stack.enter_async_context(Processes(conninfo, all_ledgers, jobs))
+            rebuilds = (one(view, own, processes) for view, own in zip(views, sessions, strict=True))
+            outcomes = await asyncio.gather(*rebuilds, return_exceptions=True)
     finally:
         await database.close()
     for outcome in outcomes:

@@ -129,12 +129,13 @@ async def rebuild(
     progress = _ProgressReporter(view.name, on_progress or (lambda _: None))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(await connect())
+        # Only what is read from here on is sure to be of the server that this session has found.
+        log.forget()
         projector = Projector(view, connection, shadow=True)
         await projector.prepare()
         if not await checkpoints.try_to_lead(connection.cursor(), projector.name):
             raise RebuildInProgress(f"View {view.name} is already being rebuilt by another process.")
         await _start_or_resume(projector, resume=resume, in_parts=processes is not None)
-        log.forget()
         try:
             progress.add(projector, 0)
             if processes is not None:
