@@ -130,7 +130,7 @@ def test_a_form_is_carried_out_unless_another_site_sends_it(live_server: LiveSer
     assert person.post("/give/permission", data=given, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert person.post("/give/permission", data=given).status_code == 303
     admin = {"Authorization": f"Bearer {live_server.admin_key}"}
-    assert person.get("/v1/creators/from-a-page/permission", headers=admin).json()["enabled"] is True
+    until(lambda: person.get("/v1/creators/from-a-page/permission", headers=admin).json()["enabled"] is True)
 
 
 def test_a_session_that_ends_in_one_process_has_ended_in_the_other(person: httpx.Client) -> None:
