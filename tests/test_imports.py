@@ -19,7 +19,7 @@ FOLDERS = (
 FILES = (
     *(
         f"infra/{name}.py"
-        for name in ("errors", "ids", "process_limits", "recent_cache", "runtime", "servers", "settings")
+        for name in ("ending", "errors", "ids", "process_limits", "recent_cache", "runtime", "servers", "settings")
     ),
     *(f"api/{file.name}" for file in (ROOT / "api").glob("*.py")),
 )
