@@ -41,6 +41,7 @@ TOGETHER = {
     "recipes": ("tests/test_recipes.py",),
     "kafka": ("tests/infra/delivery/kafka/test_outages.py",),
     "up": (
+        "tests/api/http/test_page_process.py",
         "tests/api/http/test_protocol.py::test_a_head_that_does_not_end_is_refused_and_the_connection_closed",
         "tests/api/http/test_protocol.py::test_a_usual_head_is_answered",
         "tests/infra/processes/test_worker_processes.py",
