@@ -38,6 +38,13 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]], again_s: float = AGAIN_S
             task.exception()  # else asyncio would log that nobody asked for it
 
 
+def stop_if_cancelled() -> None:
+    """Raise `CancelledError` in a task that was cancelled, if something has taken that for an error, and gone on."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def end_for_certain(within_s: float = ENDS_WITHIN_S) -> None:
     """Have this process end within some seconds, whatever holds it up; its output then says where each thread was.
 

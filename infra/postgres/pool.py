@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
+from infra.ending import stop_if_cancelled
 from infra.errors import Unavailable
 from infra.postgres.damage import OF_THE_DATABASE, Damage
 from infra.postgres.session_tokens import SessionTokens
@@ -330,8 +331,6 @@ class Database:
         # After a restart of the server every pooled session is dead: drop them, then use a new one.
         await self._pool.check()
         # The pool takes a cancellation for the failure of the connection that it is checking, and goes on.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
+        stop_if_cancelled()
         async with self.connection(ledger_id) as connection:
             return await query(connection)

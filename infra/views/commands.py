@@ -107,7 +107,7 @@ async def rebuild(
         async with AsyncExitStack() as stack:
             loads = await stack.enter_async_context(await connect(conninfo))
             await prepare(loads)
-            # Before the first read: whoever opens a session drops what was read before it, and all would read again.
+            # Before the first read: a view that opens its session drops what was read before, and all read it again.
             sessions = [await stack.enter_async_context(await connect(conninfo)) for _ in views]
             processes = await stack.enter_async_context(Processes(conninfo, all_ledgers, jobs))
             rebuilds = (one(view, own, processes) for view, own in zip(views, sessions, strict=True))

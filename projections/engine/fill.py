@@ -22,7 +22,7 @@ from projections.engine.projector import is_transient
 from projections.engine.view import RowChanges
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from psycopg import AsyncConnection, AsyncCursor
 
@@ -181,8 +181,7 @@ class Filler:
         """Begin to write all that was applied, as soon as what came before it is written."""
         await self._written()
         try:
-            # All that the next events might change is encoded before they do.
-            statements = [one async for one in self._encoded(self._rows.take())]
+            statements = await self._encoded(self._rows.take())
         except Exception as error:
             raise FillFailed from error
         page = EventPage.joined(self._applied)
@@ -190,12 +189,15 @@ class Filler:
         self._writing = asyncio.create_task(self._projector.commit(page, statements))
         self._writing_events = page.length
 
-    async def _encoded(self, changes: RowChanges) -> AsyncIterator[Statement]:
+    async def _encoded(self, changes: RowChanges) -> list[Statement]:
+        """Return the statements for these rows, encoded before the next events change them."""
         projector = self._projector
+        encoded: list[Statement] = []
         for statement in projector.view.statements(changes, projector.suffix, fresh=projector.fresh):
             statement.encode()
-            yield statement
+            encoded.append(statement)
             await asyncio.sleep(0)  # others of this process are not to wait for all of it
+        return encoded
 
     async def _written(self) -> None:
         """Wait for what is being written."""

@@ -24,7 +24,7 @@ from infra.delivery.webhooks.http_target import HttpTarget, Resolver
 from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.delivery.webhooks.sender import Sender
 from infra.delivery.webhooks.signing import WebhookSealer, payload
-from infra.ending import cancelled
+from infra.ending import cancelled, stop_if_cancelled
 from infra.errors import Unavailable
 from infra.eventstore.live_subscription import LiveSubscriptions
 from infra.eventstore.serialization import UnreadableEvent
@@ -137,11 +137,9 @@ class WebhookWorker:
             self._resolver.close()
 
     async def _serve(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        task = asyncio.current_task()
         while True:
-            # A cancellation can be lost where an error of the database takes its place, and that is only logged.
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
+            # An error of the database may have taken the place of a cancellation, and is only logged.
+            stop_if_cancelled()
             # First of all: what a sender wrote when it ended, such as a disabled webhook, must be read below.
             await self._reap(connection)
             # On the connection that holds the locks: its answer shows that they are still held.
