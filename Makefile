@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up demo test faults outside soak check audit bench install lock clean
+.PHONY: help up demo test long faults outside soak check audit bench install lock clean
 
 # The Python that .venv is made with, for example: make up PYTHON=python3.13
 PYTHON ?= python3
@@ -35,11 +35,16 @@ demo: $(RUNTIME) ## against a running `make up`: the guide's story, with what ea
 # -- Proving. ARGS goes to pytest, for example: make test ARGS="-k window"
 
 # No folder is named here: pytest adds those that ARGS names to it, and falls back on `testpaths` where ARGS names none.
-test: $(DEV) ## all tests but the long ones, in minutes
-	@$(PYTEST) --ignore tests/faults --ignore tests/bench --ignore tests/outside $(PARALLEL) $(ARGS)
+TESTS := $(PYTEST) --ignore tests/faults --ignore tests/bench --ignore tests/outside $(PARALLEL)
+
+test: $(DEV) ## all tests but the long ones, in minutes (LONG=1: with them); a file that ARGS names runs as a whole
+	@$(TESTS) $(if $(LONG),,--tier test) $(ARGS)
+
+long: $(DEV) ## the long tests: walks of the whole API, programs that start and stop, every page in browsers
+	@$(TESTS) --tier long $(ARGS)
 
 # One at a time: they kill processes, fill disks and wait for minutes.
-faults: $(DEV) ## the long tests: real kills, 60-second readers, full disks
+faults: $(DEV) ## one at a time: real kills, 60-second readers, full disks
 	@$(PYTEST) --override-ini testpaths=tests/faults --timeout 900 $(ARGS)
 
 # Never in continuous integration. It draws what it saw into .bench/soak.svg.

@@ -50,7 +50,6 @@ TOGETHER = {
         "tests/test_up_secrets.py",
     ),
 }
-LONGEST = "tests/api/http/test_openapi.py::test_schemathesis_finds_nothing"
 # Nothing is asked of the disk, and the log stays small, since it may be kept in memory.
 FORGETFUL = {
     "fsync": "off",
@@ -65,6 +64,9 @@ FORGETFUL = {
     MAY_LOSE_DATA: "on",
 }
 TESTS_OF_A_SERVER = 100
+# Of each test that was found, its tiers; and how many tests were left out because they are of another.
+COLLECTED = pytest.StashKey[dict[str, list[str]]]()
+LEFT_OUT = pytest.StashKey[int]()
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # as above
@@ -116,10 +118,59 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: begun last, it would leave the other processes idle."""
-    first = (*itertools.chain.from_iterable(TOGETHER.values()), LONGEST)
-    items.sort(key=lambda item: not item.nodeid.startswith(first))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test` and `make long` each run their tier; without the option, pytest runs all that it is asked to."""
+    parser.addoption("--tier", choices=("test", "long"), help="run only the tests of this tier")
+
+
+def is_long(item: pytest.Item) -> bool:
+    """Tell whether a test is marked as one that takes seconds of the processor by its nature."""
+    return item.get_closest_marker("long") is not None
+
+
+def tiers_of(item: pytest.Item) -> list[str]:
+    """Return the targets of make that run a test: there is one, unless a test is misplaced."""
+    folders = [name for name in ("faults", "outside") if item.nodeid.startswith(f"tests/{name}/")]
+    return folders + ["long"] * is_long(item) or ["test"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the tier, and begin with what takes longest: begun last, other processes would be idle."""
+    config.stash[COLLECTED] = {item.nodeid: tiers_of(item) for item in items}
+    tier = config.getoption("tier")
+    if tier is not None:
+        # Who names a file or a test wants it, however long it takes.
+        named = _named_files(config) if tier == "test" else set()
+        kept = {item: is_long(item) == (tier == "long") or item.path in named for item in items}
+        left_out = [item for item in items if not kept[item]]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+        items[:] = [item for item in items if kept[item]]
+    first = tuple(itertools.chain.from_iterable(TOGETHER.values()))
+    items.sort(key=lambda item: not (is_long(item) or item.nodeid.startswith(first)))
+
+
+def _named_files(config: pytest.Config) -> set[Path]:
+    paths = (config.invocation_params.dir / argument.partition("::")[0] for argument in config.args)
+    return {path.resolve() for path in paths if path.is_file()}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let the process that sums up know how many tests this one left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each process collects the same tests, and leaves the same ones out."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what did not run, and how it would."""
+    if config.getoption("tier") == "test" and (count := config.stash.get(LEFT_OUT, 0)):
+        terminalreporter.write_line(f"{count} long tests were left out. `make long` runs them, with the same ARGS.")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from tests.waiting import until
 
 # The first test pays for the walk: thousands of requests, each logged with all that there is to say.
 pytestmark = pytest.mark.timeout(600)
+walks = pytest.mark.long("every route is asked for thousands of times, by programs that log whatever they can")
 
 LEDGER: Final = "canaries"
 SECRET: Final = "#cAnary/s3cret+that=TikTok/made==tail"
@@ -434,6 +435,7 @@ async def _payloads(database: TestDatabase) -> list[bytes]:
 # ── what is found ──
 
 
+@walks
 def test_the_walk_went_everywhere(walked: Walked) -> None:
     """A canary that was never let out is not found, either."""
     document = json.loads(
@@ -449,15 +451,18 @@ def test_the_walk_went_everywhere(walked: Walked) -> None:
     assert shown == {"secret", "hook", "mistyped", *NAMES}
 
 
+@walks
 def test_answers_show_a_canary_only_where_it_belongs(walked: Walked) -> None:
     assert walked.walk.leaks() == []
 
 
+@walks
 def test_no_stream_shows_a_canary(walked: Walked) -> None:
     assert b"CreatorErased" in walked.frames
     assert found_in(walked.frames, WANTED | HASHED) == set()
 
 
+@walks
 @pytest.mark.parametrize("who", ["api", "worker", "postgres"])
 def test_no_log_has_a_canary_or_a_credential(walked: Walked, who: str) -> None:
     said = walked.logs[who]
@@ -469,6 +474,7 @@ def test_no_log_has_a_canary_or_a_credential(walked: Walked, who: str) -> None:
     )
 
 
+@walks
 def test_a_dump_of_the_database_has_no_canary_and_no_credential(walked: Walked) -> None:
     assert b"COPY public.events" in walked.dump
     assert OWN_CREATOR.encode().hex().encode() in walked.dump
@@ -476,12 +482,14 @@ def test_a_dump_of_the_database_has_no_canary_and_no_credential(walked: Walked) 
     assert found_in(walked.dump, wanted) == set()
 
 
+@walks
 def test_the_files_of_the_database_have_no_canary_and_no_credential(walked: Walked) -> None:
     assert any(OWN_CREATOR.encode() in content for content in walked.files.values())
     wanted = WANTED | HASHED | credentials([*walked.walk.credentials, walked.admin_key])
     assert [(name, found) for name, content in walked.files.items() if (found := found_in(content, wanted))] == []
 
 
+@walks
 def test_nothing_that_is_sent_has_a_canary(walked: Walked) -> None:
     assert all(kind in walked.messages for kind in (b"code-events", b"code-state", b"CreatorErased"))
     assert found_in(walked.messages, WANTED | HASHED) == set()

@@ -264,6 +264,7 @@ def test_every_block_with_curl_is_run_by_these_tests() -> None:
     assert [block for block in blocks if "curl" in block] == [step.script for step in STEPS if "curl" in step.script]
 
 
+@pytest.mark.long("each block is a program that starts, as a reader starts it")
 def test_the_readmes_blocks_run_in_order_and_print_what_it_says(
     curl: None, live_server: LiveServer, fresh_ledger_key: str
 ) -> None:

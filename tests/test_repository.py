@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.absent import absent
-from tests.conftest import LONGEST, TOGETHER
+from tests.conftest import COLLECTED, TOGETHER
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -80,7 +80,7 @@ def test_ci_runs_every_step_once_although_one_fails_and_then_fails(tmp_path: Pat
         place.mkdir(parents=True)
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
     # In place of everything that takes time: what was called, and that `make test` failed.
-    called = '#!/bin/sh\necho "$(basename "$0") $* CI=$CI" >> "$CALLED"\n[ "$*" != test ]\n'
+    called = '#!/bin/sh\necho "$(basename "$0") $* CI=$CI" >> "$CALLED"\n[ "$*" != "test LONG=1" ]\n'
     for program in (
         *(programs / name for name in ("curl", "git", "go", "java", "make", "mvn")),
         tmp_path / ".venv/bin/python",
@@ -97,10 +97,38 @@ def test_ci_runs_every_step_once_although_one_fails_and_then_fails(tmp_path: Pat
     )
 
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "failed: make test"
+    assert done.stdout.splitlines()[-1] == "failed: make test, with make long"
     makes = [line for line in (tmp_path / "called").read_text().splitlines() if line.startswith("make")]
-    targets = ("install", "check", "test", "outside ARGS=tests/outside/test_go_consumer.py", "faults")
+    targets = ("install", "check", "test LONG=1", "outside ARGS=tests/outside/test_go_consumer.py", "faults")
     assert makes == [f"make {target} CI=true" for target in targets]
+
+
+def test_ci_runs_the_tiers_test_long_and_faults() -> None:
+    steps = re.findall(r'^step ".+" make (test|long|faults)\b(.*)$', (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    # As `--dry-run` shows below, with LONG=1 the long tests run along.
+    ran = [tier for target, more in steps for tier in [target, *(["long"] if "LONG=1" in more else [])]]
+    assert ran == ["test", "long", "faults"]
+
+
+def test_every_test_belongs_to_exactly_one_tier(request: pytest.FixtureRequest) -> None:
+    found = request.config.stash[COLLECTED]
+    assert {name: tiers for name, tiers in found.items() if len(tiers) != 1} == {}
+    # What no run of `make test` finds.
+    for folder, files in (("faults", 1), ("outside", 1), ("bench", 0), ("soak", 0)):
+        texts = [file.read_text() for file in (ROOT / "tests" / folder).rglob("test_*.py")]
+        assert bool(texts) == bool(files)
+        assert [text for text in texts if "mark.long" in text] == []
+
+
+def test_every_long_test_says_why() -> None:
+    marks = [
+        (file.name, why)
+        for file in (ROOT / "tests").rglob("*.py")
+        if file != Path(__file__)
+        for why in re.findall(r"mark\.long\b(.*)", file.read_text())
+    ]
+    assert [mark for mark in marks if not re.match(r'\("[^"]{10,}"\)', mark[1])] == []
+    assert marks
 
 
 @pytest.mark.parametrize(
@@ -196,7 +224,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     listed = run("make", "help")
 
     assert set(re.findall(r"^make (\S+) +\S", listed, flags=re.MULTILINE)) == {
-        *("up", "demo", "test", "faults", "outside", "soak", "check", "audit", "bench"),
+        *("up", "demo", "test", "long", "faults", "outside", "soak", "check", "audit", "bench"),
         *(".env", "install", "lock", "clean", "help"),
     }
     assert run("make") == listed
@@ -218,7 +246,7 @@ def test_a_target_runs_the_tests_that_args_name_and_no_others(target: str, args:
     assert set(re.findall(r"^(\S+\.py)::", listed, flags=re.MULTILINE)) == expected
 
 
-@pytest.mark.parametrize("name", [*itertools.chain(*TOGETHER.values()), LONGEST])
+@pytest.mark.parametrize("name", [*itertools.chain(*TOGETHER.values())])
 def test_what_the_distribution_of_tests_names_is_there(name: str) -> None:
     module, _, test = name.partition("::")
     assert f"def {test}" in (ROOT / module).read_text()
@@ -235,10 +263,13 @@ def test_all_tests_of_the_program_that_is_up_run_in_one_process() -> None:
 
 
 def test_without_args_each_target_runs_its_own_tests() -> None:
-    def commands(target: str) -> str:
-        return run("make", "--dry-run", "--old-file", ".venv/.dev", target)
+    def commands(*words: str) -> str:
+        return run("make", "--dry-run", "--old-file", ".venv/.dev", *words)
 
-    assert "--ignore tests/faults --ignore tests/bench" in commands("test")
+    for target, tier in (("test", "--tier test"), ("long", "--tier long"), ("test LONG=1", "")):
+        told = commands(*target.split())
+        assert "--ignore tests/faults --ignore tests/bench" in told
+        assert re.findall(r"--tier \w+", told) == [tier] * bool(tier)
     assert PYPROJECT["tool"]["pytest"]["ini_options"]["testpaths"] == ["tests"]
     assert "--override-ini testpaths=tests/faults" in commands("faults")
 

@@ -199,6 +199,7 @@ def test_a_revoked_key_neither_mints_nor_revokes_although_a_read_may_remember_it
             assert stolen.delete(f"/v1/keys/{minted['key_id']}").status_code == 401
 
 
+@pytest.mark.long("two servers start")
 @pytest.mark.parametrize("change", ["revoked", "rotated"])
 def test_a_key_that_changes_in_one_process_ends_in_the_others(database: TestDatabase, change: str) -> None:
     master = base64.b64encode(fresh_key()).decode()

@@ -743,6 +743,7 @@ def importing(world: World) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(20)
 
 
+@pytest.mark.long("two workers start, one after the other was killed")
 def test_an_import_whose_worker_was_killed_goes_on_in_the_next_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

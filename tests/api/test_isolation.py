@@ -379,6 +379,7 @@ def test_every_route_that_asks_for_a_key_is_walked() -> None:
     assert ASKED.keys() == routes
 
 
+@pytest.mark.long("every route is asked, in two ledgers")
 def test_what_another_ledger_has_is_answered_as_what_nobody_has(world: World, theirs: Things) -> None:
     unknown = nobodys()
     about_theirs, about_nobodys = world.another().client, world.another().client

@@ -27,6 +27,7 @@ from infra.errors import Unavailable
 from infra.eventstore.reader import EventReader
 from tests.api.streaming import Frame, following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
+from tests.serving import TLS
 from tests.waiting import until
 
 AUTHORIZATION = "Authorization"
@@ -543,6 +544,7 @@ def record_megabytes(world: World, number: int) -> None:
             told(world.client.post(f"/v1/codes/{code['code_id']}/campaigns", json=asked), 201)
 
 
+@pytest.mark.long("a client falls behind by all that is kept for it")
 def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.eventstore.live_subscription, "KEPT_BYTES", 256 * 1024)
     # However long the recording takes: it is not dropped for taking nothing meanwhile.
@@ -567,6 +569,7 @@ def test_a_client_that_reads_too_slowly_is_told_so_and_can_go_on(world: World, m
     assert positions(rest) == list(range(seen[-1] + 1, world.head() + 1))
 
 
+@pytest.mark.long("all buffers between server and client are filled")
 def test_the_connection_of_a_client_that_takes_nothing_is_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -622,7 +625,7 @@ def token_of(client: httpx.Client, **filters: str) -> str:
 
 def browser(world: World) -> httpx.Client:
     """A client that cannot send headers of its own."""
-    world.clients.append(httpx.Client(base_url=world.server.url, timeout=20, trust_env=False))
+    world.clients.append(httpx.Client(base_url=world.server.url, timeout=20, trust_env=False, verify=TLS))
     return world.clients[-1]
 
 

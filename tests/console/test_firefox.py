@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.absent import absent
 from tests.console.firefox import BINARY, ENTER, firefox
 from tests.console.seed import ACCOUNT, VIDEO, Seeded
@@ -14,6 +16,7 @@ from tests.serving import Server
 LEFT = "The connection to http"
 
 
+@pytest.mark.long("another browser starts")
 def test_the_question_is_asked_and_a_code_is_read_in_firefox(
     seeded_ledger: Server, seeded: Seeded, tmp_path: Path
 ) -> None:

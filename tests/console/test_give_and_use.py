@@ -29,6 +29,7 @@ def _creator(world: World, name: str = "ana.creates") -> str:
     return str(told(world.client.post("/v1/keys", json=asked), 201)["key"])
 
 
+@pytest.mark.long("a dozen pages are filled in by a browser")
 @pytest.mark.parametrize("javascript", [True, False])
 def test_the_whole_story_on_a_phone(own_windows: Windows, own_world: World, javascript: bool) -> None:
     page = own_windows.open(_creator(own_world), java_script_enabled=javascript, **PHONE)

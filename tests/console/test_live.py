@@ -63,6 +63,7 @@ def _in_background(context: BrowserContext, path: str) -> Page:
     return page
 
 
+@pytest.mark.long("a browser keeps ten pages open")
 def test_ten_tabs_work_and_only_the_one_in_front_has_a_connection(own_windows: Windows, own_world: World) -> None:
     front = own_windows.open(own_windows.server.admin_key)
     front.goto("/")

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime
 
 import httpx
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.api.world import World, told
@@ -108,6 +109,7 @@ def test_a_brand_sees_its_own_evidence_and_no_more_than_the_reason_of_others(win
     assert _told(page) == ("No: this account had not redeemed the code", [])
 
 
+@pytest.mark.long("ten thousand questions are answered")
 def test_a_file_of_ten_thousand_lines_comes_back_with_counts_and_its_wrong_lines(
     seeded_ledger: Server,
 ) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from tests.api.world import told
 from tests.console.conftest import Windows
 from tests.console.seed import ACCOUNT, BRAND, CREATOR, OTHER_CREATOR, VIDEO, Seeded
-from tests.serving import Server
+from tests.serving import TLS, Server
 
 OURS = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
 SUBJECTS: dict[str, dict[str, list[str]]] = {
@@ -36,7 +36,7 @@ def key_of(server: Server, role: str, name: str = "A person") -> str:
 @contextmanager
 def visitor(server: Server, key: str) -> Iterator[httpx.Client]:
     """Open a client without JavaScript that is signed in."""
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, verify=TLS, timeout=60) as client:
         assert client.post("/sign-in", data={"key": key}, headers=OURS).status_code == 303
         yield client
 
@@ -110,7 +110,7 @@ def test_opening_it_is_one_entry_for_each_list(seeded_ledger: Server) -> None:
             assert client.get("/").status_code == 200
     seeded_ledger.serving.call(seeded_ledger.serving.api.reads.write())
     with seeded_ledger.client() as administrator:
-        accesses = told(administrator.get("/v1/accesses", params={"limit": 50}), 200)["accesses"]
+        accesses = told(administrator.get("/v1/accesses", params={"limit": 500}), 200)["accesses"]
     ours = [one for one in accesses if one["actor"]["key_name"] == "Counted" and one["route"].startswith("GET /v1/")]
     reads = [(one["route"], str(one["query"])) for one in ours]
     # Two minutes, where one ended meanwhile.

@@ -66,6 +66,7 @@ FAILS: Final = ["verdict bad", "This bundle does not hold"]
 UNUSABLE: Final = ["verdict bad", "This cannot be used"]
 # The first of these tests runs all tests of the other verifier before.
 GATHERING: Final = pytest.mark.timeout(600)
+long: Final = pytest.mark.long("every bundle of the tests of the other verifier is made, and checked by a browser")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,7 @@ def opened(browsers: Browsers, file: Path = PAGE) -> Iterator[Page]:
 # -- The same verdicts
 
 
+@long
 @GATHERING
 def test_chromium_says_of_every_bundle_what_the_other_verifier_says(browsers: Browsers, cases: list[Case]) -> None:
     with opened(browsers) as page:
@@ -154,6 +156,7 @@ def test_chromium_says_of_every_bundle_what_the_other_verifier_says(browsers: Br
         check_all(cases, page.evaluate)
 
 
+@long
 @GATHERING
 def test_firefox_says_of_every_bundle_what_the_other_verifier_says(cases: list[Case], tmp_path: Path) -> None:
     if firefox_.BINARY is None:
@@ -177,6 +180,7 @@ def test_firefox_says_of_every_bundle_what_the_other_verifier_says(cases: list[C
         assert tab.errors == []
 
 
+@long
 @GATHERING
 def test_webkit_says_of_every_bundle_what_the_other_verifier_says(cases: list[Case], tmp_path: Path) -> None:
     if webkit_.DRIVER is None or webkit_.SCREEN is None:
@@ -339,6 +343,7 @@ def report_of(bundle: Path) -> str:
         return next(read.read(name).decode() for name in read.namelist() if name.endswith("/REPORT.html"))
 
 
+@pytest.mark.long("a browser checks a whole report")
 def test_a_report_checks_itself_from_disk_and_is_never_green(browsers: Browsers, tmp_path: Path) -> None:
     bundle, _ = good_bundle(tmp_path)
     report = tmp_path / "REPORT.html"
@@ -392,6 +397,7 @@ def damaged(data: bytes, old: bytes, new: bytes) -> bytes:
     return data.replace(old, new, 1)
 
 
+@pytest.mark.long("a browser reads dozens of files")
 def test_zip_files_of_every_form_are_read_or_refused(browsers: Browsers, tmp_path: Path) -> None:
     path, vkey = good_bundle(tmp_path)
     good = path.read_bytes()
@@ -484,6 +490,7 @@ def test_the_server_hands_it_out_as_it_is_and_it_says_where_it_came_from(windows
     assert (answer.headers["x-content-type-options"], answer.headers["referrer-policy"]) == ("nosniff", "no-referrer")
 
 
+@pytest.mark.long("axe looks at everything, in light and dark")
 def test_people_with_disabilities_can_use_it(browsers: Browsers, tmp_path: Path) -> None:
     bundle, vkey = good_bundle(tmp_path)
     with opened(browsers) as page:

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, cast
 from uuid import UUID
 
+import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -233,6 +234,7 @@ def differing(one: dict[Any, Any], other: dict[Any, Any]) -> dict[Any, Any]:
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
+@pytest.mark.long("Hypothesis tells many lives of a code")
 @many
 @for_all(paperwork, st.integers(0, 2**32))
 def test_facts_recorded_as_they_happen_come_to_what_happened(facts: list[Fact], seed: int) -> None:
@@ -241,6 +243,7 @@ def test_facts_recorded_as_they_happen_come_to_what_happened(facts: list[Fact], 
     assert differing(known(in_time(facts, random), facts, moments), happened(facts, moments)) == {}
 
 
+@pytest.mark.long("Hypothesis tells many lives of a code, each in several orders")
 @many
 @for_all(paperwork, st.integers(0, 2**32))
 def test_facts_recorded_late_in_any_order_come_to_what_happened(facts: list[Fact], seed: int) -> None:

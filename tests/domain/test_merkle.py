@@ -130,6 +130,7 @@ def test_every_growth_is_proven_by_the_proof_of_the_definition(new: int) -> None
 sizes = st.integers(1, LARGEST)
 
 
+@pytest.mark.long("Hypothesis damages each hash and each leaf of hundreds of proofs")
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_range_is_proven_with_at_most_two_hashes_a_level(data: st.DataObject) -> None:

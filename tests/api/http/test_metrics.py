@@ -38,6 +38,7 @@ def test_an_expiry_is_counted_once_the_clock_has_recorded_it(world: World) -> No
     assert figures(world)["sparkledger_expiry_failing_codes"] == 0
 
 
+@pytest.mark.long("the whole program starts with another setting")
 def test_on_a_port_of_their_own_the_figures_are_there_alone_and_alone_there(server_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

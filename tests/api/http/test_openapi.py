@@ -182,6 +182,7 @@ def test_the_reference_is_served(world: World) -> None:
     assert answer.json()["info"]["title"] == "Sparkledger"
 
 
+@pytest.mark.long("Schemathesis makes thousands of requests, to every route")
 @pytest.mark.timeout(SCHEMATHESIS_S + 20)
 def test_schemathesis_finds_nothing(world: World, tmp_path: Path) -> None:
     # Something to find: the ids that the reference gives as examples.

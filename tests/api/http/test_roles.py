@@ -25,6 +25,7 @@ from tests.api.world import (
     days,
     told,
 )
+from tests.serving import TLS
 from tests.wired import services
 
 TABLE = Path(__file__).parents[3] / "docs/roles.md"
@@ -61,6 +62,7 @@ def test_the_table_has_every_route_that_asks_for_a_key_and_every_role(app: FastA
     assert {role: list(rows) for role, rows in documented().items()} == dict.fromkeys(get_args(Role), routes)
 
 
+@pytest.mark.long("a role asks for every route, twice")
 @pytest.mark.parametrize("role", get_args(Role))
 def test_every_route_answers_a_role_what_the_table_says_on_its_own_and_on_others(world: World, role: str) -> None:
     client = world.as_role(role, **SUBJECTS.get(role, {}))
@@ -75,7 +77,7 @@ def test_every_route_answers_a_role_what_the_table_says_on_its_own_and_on_others
 
 
 def test_without_a_valid_key_every_route_answers_401_before_it_reads_anything(world: World) -> None:
-    with httpx.Client(base_url=world.server.url, trust_env=False) as stranger:
+    with httpx.Client(base_url=world.server.url, trust_env=False, verify=TLS) as stranger:
         answered = {
             route: stranger.request(
                 route.split()[0], route.split()[1].replace("{", "").replace("}", ""), content=b"{", headers=headers

@@ -347,6 +347,7 @@ def test_what_the_database_refuses_to_do_for_an_event_is_no_outage_but_a_dead_le
     assert reading.tried.count(2) == 1 + 3
 
 
+@pytest.mark.long("a lost session is waited for, several times")
 @pytest.mark.parametrize("mine", [False, True], ids=["as it is raised", "as an error of my own"])
 def test_a_connection_that_is_lost_while_an_event_is_handled_is_no_fault_of_the_event(
     database: TestDatabase, kafka: Broker, prefix: str, send: Any, *, mine: bool
@@ -496,6 +497,7 @@ def test_another_event_at_a_version_that_was_done_stops_it(
     assert after.handled() == [1, 2, 3]
 
 
+@pytest.mark.long("a program is killed again and again")
 async def test_the_example_ends_with_the_same_table_however_often_it_is_killed(
     kafka: Broker, opened: Opened, prefix: str
 ) -> None:

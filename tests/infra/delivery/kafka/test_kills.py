@@ -18,6 +18,7 @@ def scene() -> Iterator[Scene]:
         yield ready
 
 
+@pytest.mark.long("publishers start and are killed while others write")
 def test_three_kills_under_load_lose_repeat_and_disorder_nothing(scene: Scene, kafka: Broker, prefix: str) -> None:
     counts = kill_again_and_again(scene, kafka, prefix, kills=3)
 

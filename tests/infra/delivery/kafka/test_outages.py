@@ -23,6 +23,8 @@ from tests.infra.opened import Opened, Tenant
 from tests.infra.programs import running
 from tests.waiting import until
 
+pytestmark = pytest.mark.long("Kafka is away, hangs or is killed until time limits have passed")
+
 _END_LEADERS = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s"
 
 # Publishes as a process of its own: a database's ledgers, to a broker, under a prefix.

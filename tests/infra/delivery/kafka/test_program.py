@@ -26,6 +26,7 @@ def up(kafka: Broker, prefix: str, server_path: Path) -> Iterator[LiveServer]:
     assert running.stop() == 0
 
 
+@pytest.mark.long("the whole program starts beside a broker")
 def test_up_publishes_soon_after_a_command_and_ends_cleanly(up: LiveServer, kafka: Broker, prefix: str) -> None:
     headers = {"Authorization": f"Bearer {up.admin_key}"}
     with (
