@@ -7,6 +7,7 @@ import pytest
 from tests.bench import admission
 
 
+@pytest.mark.long("a benchmark runs")
 def test_the_benchmark_of_admission_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REQUESTS", "LOOKED_UP", "RUNS"):
         monkeypatch.setattr(admission, name, 1)

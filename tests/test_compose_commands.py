@@ -125,6 +125,7 @@ def start_order(services: dict[str, dict[str, Any]]) -> list[str]:
     return order
 
 
+@pytest.mark.long("every program of the file starts")
 def test_the_files_commands_bring_the_product_up_in_the_files_order(
     services: dict[str, dict[str, Any]],
     env: dict[str, str],

@@ -148,6 +148,7 @@ def test_the_license_is_apache_2() -> None:
     assert "END OF TERMS AND CONDITIONS" in lines
 
 
+@pytest.mark.long("the program is built as for an installation")
 def test_an_installation_carries_every_migration_and_static_file(tmp_path: Path) -> None:
     # Built from a copy: the build writes beside its source.
     source = tmp_path / "source"

@@ -31,6 +31,7 @@ def _told(page: Page) -> tuple[str, list[str]]:
     return heading, [re.sub(r"\s+", " ", row) for row in rows]
 
 
+@pytest.mark.long("a browser goes through every answer")
 def test_it_says_yes_or_no_why_and_what_proves_it_without_javascript(windows: Windows) -> None:
     page = windows.open(key_of(windows.server, "auditor"), java_script_enabled=False)
     page.goto("/")

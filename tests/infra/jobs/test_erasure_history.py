@@ -107,6 +107,7 @@ steps = st.tuples(
 )
 
 
+@pytest.mark.long("a long history is erased, and everything is searched for what is left")
 @settings(
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

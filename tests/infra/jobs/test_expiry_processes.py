@@ -94,6 +94,7 @@ def scene(database: TestDatabase, ends_at: datetime, recorded_at: datetime) -> I
         yield Scene(database, stack, connection)
 
 
+@pytest.mark.long("workers start, and one is killed")
 def test_a_worker_killed_in_mid_run_leaves_the_rest_to_the_next_and_nothing_is_recorded_twice(
     database: TestDatabase,
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_worker_killed_in_mid_run_leaves_the_rest_to_the_next_and_nothing_is_r
         assert told.one(RECORDED, "CampaignEnded") == CODES // CAMPAIGN_EVERY
 
 
+@pytest.mark.long("two workers start")
 @pytest.mark.parametrize(("type_", "ends_in"), [("Expired", 0), ("ExpiryApproaching", 5)])
 def test_two_workers_that_both_believe_that_they_lead_record_everything_once(
     database: TestDatabase, type_: str, ends_in: int

@@ -199,6 +199,7 @@ def fill(world: World) -> None:
     world.creator()
 
 
+@pytest.mark.long("a ledger moves while many write to it")
 def test_nothing_acknowledged_is_lost_or_doubled_while_a_ledger_moves(ledger: Ledger) -> None:
     with ledger.world() as world:
         fill(world)
@@ -253,6 +254,7 @@ async def test_an_import_that_waits_is_carried_out_where_its_ledger_has_moved(le
     assert (waiting.count(import_id), ended) == (1, [("ended",)])
 
 
+@pytest.mark.long("time limits pass while a ledger moves")
 async def test_an_import_that_nobody_carried_out_fails_only_where_its_ledger_has_moved(ledger: Ledger) -> None:
     with ledger.world() as world:
         import_id = UUID(left_to_the_worker(world))

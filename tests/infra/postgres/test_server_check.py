@@ -50,6 +50,7 @@ def test_a_pooler_is_refused(database: TestDatabase, mode: Any, ignored: str) ->
         assert refusal(through) == pool.POOLED
 
 
+@pytest.mark.long("programs start behind a pooler, and end")
 def test_a_process_does_not_start_behind_a_pooler(database: TestDatabase) -> None:
     with pgbouncer(database, "transaction") as through:
         environment = {

@@ -75,6 +75,7 @@ async def test_a_sealer_seals_what_is_recorded_and_ends_when_told_to(
     assert {path.suffix for path in (tmp_path / "signing").iterdir()} - {".tiles"} == {".key", ".signed", ".lock"}
 
 
+@pytest.mark.long("sealers start and are killed, one after another")
 async def test_sealers_that_are_killed_leave_a_log_that_the_next_continues(
     opened: Opened, tenant: Tenant, sealers: Sealers
 ) -> None:
@@ -93,6 +94,7 @@ async def test_sealers_that_are_killed_leave_a_log_that_the_next_continues(
     assert stopped(opened, tenant) is None
 
 
+@pytest.mark.long("two sealers start, and one is killed")
 async def test_of_two_sealers_the_second_takes_over_when_the_first_dies(
     opened: Opened, tenant: Tenant, sealers: Sealers
 ) -> None:

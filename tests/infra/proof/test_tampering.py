@@ -59,6 +59,7 @@ def found(opened: Opened) -> list[tuple[str, int | None, str]]:
     return [(part, position, place) for part, position, place, _ in opened.sql(OPEN)]
 
 
+@pytest.mark.long("the log is checked after a change of each column")
 async def test_a_change_of_any_column_is_found_with_its_position_and_the_column(
     opened: Opened, tenant: Tenant, settings: SealerSettings
 ) -> None:
