@@ -7,6 +7,7 @@ import itertools
 import os
 import select
 import shutil
+import ssl
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import certifi
 import psutil
 import psycopg
 import pytest
@@ -211,6 +213,21 @@ class TestDatabase:
         """End the session that is kept."""
         while self._kept:
             self._kept.pop().close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust no public authority in this process, but for one: nothing here asks the internet.
+
+    To read the certificates of all of them is most of what a client of HTTP costs, and tests make thousands of clients.
+    """
+    end = "-----END CERTIFICATE-----"
+    one = tmp_path_factory.mktemp("authorities") / "one.pem"
+    one.write_text(Path(certifi.where()).read_text().partition(end)[0] + end + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: None)
+        patch.setattr(certifi, "where", lambda: str(one))
+        yield
 
 
 @pytest.fixture(scope="session")

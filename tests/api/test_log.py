@@ -20,7 +20,7 @@ from infra.proof.checkpoints import Checkpoint
 from tests.api.world import World, refused, told
 from tests.conftest import TestDatabase
 from tests.infra.proof.auditing import sql, verified
-from tests.serving import TLS, Serving, new_ledger
+from tests.serving import Serving, new_ledger
 
 pytestmark = pytest.mark.usefixtures("unkept")
 
@@ -105,7 +105,7 @@ def test_a_private_log_is_for_keys_of_its_ledger_alone(world: World) -> None:
     other = world.another()
     told(other.client.put("/v1/creators/creator/permission", json={"enabled": True}), 200)
     other.server.serving.seal()
-    with httpx.Client(base_url=world.server.url, trust_env=False, verify=TLS) as stranger:
+    with httpx.Client(base_url=world.server.url, trust_env=False) as stranger:
         for path in PATHS:
             assert refused(other.client.get(address(world, path))) == (404, "log_unknown")
             assert refused(stranger.get(address(world, path))) == (401, "unauthenticated")
@@ -128,7 +128,7 @@ def test_what_is_not_public_costs_the_database_nothing_for_each_stranger(
     # A server of its own: it remembers for an hour what is public.
     with Serving(database) as serving:
         ledger = new_ledger(serving).ledger
-        with httpx.Client(base_url=serving.url, trust_env=False, verify=TLS) as stranger:
+        with httpx.Client(base_url=serving.url, trust_env=False) as stranger:
             # What is public is looked up once for all who ask.
             assert refused(stranger.get(f"/log/{ledger}/1/checkpoint")) == (401, "unauthenticated")
             monkeypatch.setattr(Database, "read", counted)
@@ -145,7 +145,7 @@ def test_a_public_log_is_for_everyone_and_no_other_log_becomes_public(world: Wor
     other = world.another()
     told(other.client.put("/v1/creators/creator/permission", json={"enabled": True}), 200)
     sealed(world, world.server.ledger)
-    with httpx.Client(base_url=world.server.url, trust_env=False, verify=TLS) as stranger:
+    with httpx.Client(base_url=world.server.url, trust_env=False) as stranger:
         for path in PATHS:
             answer = stranger.get(address(world, path))
             assert answer.status_code == 200

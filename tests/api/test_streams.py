@@ -27,7 +27,6 @@ from infra.errors import Unavailable
 from infra.eventstore.reader import EventReader
 from tests.api.streaming import Frame, following
 from tests.api.world import OTHER_CREATOR, OWN_ACCOUNT, OWN_CREATOR, World, campaign, refused, told
-from tests.serving import TLS
 from tests.waiting import until
 
 AUTHORIZATION = "Authorization"
@@ -625,7 +624,7 @@ def token_of(client: httpx.Client, **filters: str) -> str:
 
 def browser(world: World) -> httpx.Client:
     """A client that cannot send headers of its own."""
-    world.clients.append(httpx.Client(base_url=world.server.url, timeout=20, trust_env=False, verify=TLS))
+    world.clients.append(httpx.Client(base_url=world.server.url, timeout=20, trust_env=False))
     return world.clients[-1]
 
 

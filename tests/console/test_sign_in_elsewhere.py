@@ -27,7 +27,7 @@ from tests.console.test_sign_in import new_key
 from tests.infra.auth.issuing import issuing
 from tests.infra.auth.provider import SECRET, Provider
 from tests.keys import master_key_of
-from tests.serving import TLS, Server
+from tests.serving import Server
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def test_a_person_signs_in_without_javascript_and_the_access_log_names_them(plac
 )
 def test_who_cannot_read_here_is_told_why(place: Place, claims: dict[str, Any], declines: bool, says: str) -> None:
     place.provider.claims, place.provider.declines = claims, declines
-    with httpx.Client(base_url=place.url, follow_redirects=True, trust_env=False, verify=TLS, timeout=20) as browser:
+    with httpx.Client(base_url=place.url, follow_redirects=True, trust_env=False, timeout=20) as browser:
         page = browser.get("/sign-in/with/0")
         assert (page.status_code, says in page.text) == (403, True)
         assert browser.get("/codes", follow_redirects=False).status_code == 303
@@ -101,8 +101,8 @@ def test_who_cannot_read_here_is_told_why(place: Place, claims: dict[str, Any], 
 def test_a_link_signs_nobody_in_who_did_not_begin(place: Place) -> None:
     place.provider.claims = {"groups": ["legal"]}
     with (
-        httpx.Client(base_url=place.url, trust_env=False, verify=TLS, timeout=20) as attacker,
-        httpx.Client(base_url=place.url, trust_env=False, verify=TLS, timeout=20) as victim,
+        httpx.Client(base_url=place.url, trust_env=False, timeout=20) as attacker,
+        httpx.Client(base_url=place.url, trust_env=False, timeout=20) as victim,
     ):
         there = attacker.get(attacker.get("/sign-in/with/0").headers["location"])
         victim.get("/sign-in/with/0")
@@ -146,7 +146,7 @@ def test_a_token_that_expired_is_renewed_once_for_all_pages_and_the_session_ends
 
     name = f"sparkledger-{server.url.rpartition(':')[2]}"
     cookies = {name: server.serving.call(begin())}
-    with httpx.Client(base_url=server.url, cookies=cookies, trust_env=False, verify=TLS, timeout=20) as browser:
+    with httpx.Client(base_url=server.url, cookies=cookies, trust_env=False, timeout=20) as browser:
         assert [browser.get("/").status_code for _ in range(3)] == [200, 200, 200]
         assert renewing.asked == ["r"]
         told(own_world.client.delete(f"/v1/keys/{made['key_id']}"), 204)

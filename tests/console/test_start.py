@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from tests.api.world import told
 from tests.console.conftest import Windows
 from tests.console.seed import ACCOUNT, BRAND, CREATOR, OTHER_CREATOR, VIDEO, Seeded
-from tests.serving import TLS, Server
+from tests.serving import Server
 
 OURS = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
 SUBJECTS: dict[str, dict[str, list[str]]] = {
@@ -36,7 +36,7 @@ def key_of(server: Server, role: str, name: str = "A person") -> str:
 @contextmanager
 def visitor(server: Server, key: str) -> Iterator[httpx.Client]:
     """Open a client without JavaScript that is signed in."""
-    with httpx.Client(base_url=server.url, trust_env=False, verify=TLS, timeout=60) as client:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         assert client.post("/sign-in", data={"key": key}, headers=OURS).status_code == 303
         yield client
 

@@ -27,7 +27,6 @@ from tests.api.world import OTHER_CREATOR, OWN_CREATOR, refused, told
 from tests.conftest import fresh_database
 from tests.infra.auth.issuing import TestIssuer, issuing, signer
 from tests.keys import master_key_of
-from tests.serving import TLS
 
 # As many as there are tests.
 LEDGERS = 4
@@ -50,9 +49,7 @@ class Place:
     def client(self, bearer: str) -> httpx.Client:
         """Return a client that presents a key or a token."""
         headers = {"Authorization": f"Bearer {bearer}"}
-        return self.opened.enter_context(
-            httpx.Client(base_url=self.url, headers=headers, trust_env=False, verify=TLS, timeout=20)
-        )
+        return self.opened.enter_context(httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20))
 
 
 @pytest.fixture(scope="module")

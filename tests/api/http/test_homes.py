@@ -28,7 +28,7 @@ from tests.infra.auth.issuing import issuing
 from tests.infra.auth.provider import SECRET, Provider
 from tests.places import directory
 from tests.servers import MAIN, OTHER, Installation, installation
-from tests.serving import TLS, http_client
+from tests.serving import http_client
 from tests.waiting import until
 
 ACCOUNT = "/v1/advertisers/6900000000000000001"
@@ -143,7 +143,7 @@ def test_the_token_of_a_stream_leads_to_its_ledger(servers: Installation, url: s
 
 @pytest.mark.parametrize("ledger", [MAIN, OTHER])
 def test_somebody_signs_in_to_the_console_of_their_ledger(servers: Installation, url: str, ledger: str) -> None:
-    with httpx.Client(base_url=url, trust_env=False, verify=TLS, timeout=20) as client:
+    with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
         answer = client.post("/sign-in", data={"key": servers.keys[ledger], "next": "/"}, headers=SIGN_IN)
         assert answer.status_code == 303, answer.text
         page = client.get("/codes")
@@ -178,7 +178,7 @@ def test_somebody_signs_in_by_a_provider_to_the_console_of_their_ledger(
     servers: Installation, provider: Provider, url: str, ledger: str
 ) -> None:
     provider.claims = {"sub": "lea@legal.example", "groups": ["legal"], "ledger": ledger}
-    with httpx.Client(base_url=url, follow_redirects=True, trust_env=False, verify=TLS, timeout=20) as browser:
+    with httpx.Client(base_url=url, follow_redirects=True, trust_env=False, timeout=20) as browser:
         page = browser.get("/sign-in/with/0", params={"next": "/codes"})
         assert page.status_code == 200, page.text
         assert browser.get("/codes", follow_redirects=False).status_code == 200

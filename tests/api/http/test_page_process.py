@@ -19,7 +19,7 @@ from api.http.app import create_app
 from api.http.page_process import NotHandedOver, end_of
 from tests.api.http.test_middleware import Fake, broken
 from tests.api.processes import started_process
-from tests.serving import TLS, LiveServer, Server
+from tests.serving import LiveServer, Server
 from tests.waiting import until
 from tests.wired import services
 
@@ -37,7 +37,7 @@ def page_processes(parent: int) -> list[psutil.Process]:
 @contextmanager
 def browser(url: str, key: str) -> Iterator[httpx.Client]:
     """Open a browser on a server, signed in."""
-    with httpx.Client(base_url=url, headers=OURS, timeout=30, trust_env=False, verify=TLS) as client:
+    with httpx.Client(base_url=url, headers=OURS, timeout=30, trust_env=False) as client:
         assert client.post("/sign-in", data={"key": key}).status_code == 303
         yield client
 
@@ -181,7 +181,7 @@ async def test_one_that_answers_nothing_any_more_is_killed_and_no_other() -> Non
 @pytest.mark.long("a server of its own starts, and its process of pages")
 def test_nobody_starts_it_who_is_not_signed_in(server: Server) -> None:
     with started_process(server.database, server.serving.master_key_text) as (url, process):
-        with httpx.Client(base_url=url, timeout=30, trust_env=False, verify=TLS) as stranger:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as stranger:
             assert stranger.get("/").status_code == 303
             stranger.cookies.set(f"sparkledger-{url.rpartition(':')[2]}", "x" * 43)
             assert stranger.get("/codes").headers["location"].endswith("ended=1")

@@ -39,7 +39,7 @@ from tests.conftest import TestDatabase
 from tests.keys import master_key_of
 from tests.places import directory
 from tests.servers import Installation, command, installation, servers_file, shown
-from tests.serving import TLS, http_client
+from tests.serving import http_client
 from tests.waiting import until
 
 SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
@@ -330,7 +330,7 @@ def test_a_stream_goes_on_at_the_next_position(ledger: Ledger) -> None:
 
 
 def test_somebody_who_is_signed_in_stays_so(ledger: Ledger) -> None:
-    with httpx.Client(base_url=ledger.url, trust_env=False, verify=TLS, timeout=20) as client:
+    with httpx.Client(base_url=ledger.url, trust_env=False, timeout=20) as client:
         assert client.post("/sign-in", data={"key": ledger.key, "next": "/"}, headers=SIGN_IN).status_code == 303
         ledger.move()
         until(lambda: client.get("/codes").status_code == 200, 60)

@@ -43,8 +43,6 @@ from tests.infra.opened import Opened
 
 LOOPBACK = AllowedNetworks(["127.0.0.0/8", "::1/128"])
 NONE = AllowedNetworks(["none"])
-# Made once: reading the certificates of all authorities would be most of what a request costs.
-TRUSTED = httpcore.default_ssl_context()
 REFUSED = "The host name resolves to an address that webhooks must not use."
 
 
@@ -64,7 +62,7 @@ class Leading(Resolver):
 async def post(
     url: str, networks: AllowedNetworks, resolver: Resolver, context: ssl.SSLContext | None = None
 ) -> HttpResult:
-    target = HttpTarget(url, 1, networks, resolver, context or TRUSTED, 2)
+    target = HttpTarget(url, 1, networks, resolver, context or httpcore.default_ssl_context(), 2)
     try:
         return await target.post({"webhook-id": "one"}, b"{}")
     finally:
@@ -209,7 +207,7 @@ async def test_an_answer_whose_rest_never_comes_counts_as_it_began(
     async with await asyncio.start_server(begin, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         resolver = Resolver()
-        target = HttpTarget(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, TRUSTED, 1)
+        target = HttpTarget(f"http://127.0.0.1:{port}/", 1, LOOPBACK, resolver, httpcore.default_ssl_context(), 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(2)]
         assert answers == [HttpResult(200, answer=b"x")] * 2
         await target.close()
@@ -323,7 +321,7 @@ async def test_what_comes_without_end_is_read_no_further_than_the_limits(
 async def test_each_attempt_on_a_connection_reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infra.delivery.webhooks.http_target, "ATTEMPT_READS_MAX", 3)
     async with receiving() as receiver:
-        target = HttpTarget(receiver.url, 1, LOOPBACK, Resolver(), TRUSTED, 1)
+        target = HttpTarget(receiver.url, 1, LOOPBACK, Resolver(), ssl.create_default_context(), 1)
         answers = [await target.post({"webhook-id": "one"}, b"{}") for _ in range(5)]
         await target.close()
     assert [answer.status for answer in answers] == [204] * 5
