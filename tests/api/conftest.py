@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+import api.http.as_of
 import api.http.single_flight
 import infra.auth.read_log
+import infra.views.reader
 from tests.api.world import World
 from tests.serving import Server
 
@@ -22,6 +24,13 @@ def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have reads written to the access log when a test says so, and not beside what it compares."""
     monkeypatch.setattr(infra.auth.read_log, "GATHER_S", 3600)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a read that waits for what nobody records give up at once."""
+    for module in (infra.views.reader, api.http.as_of):
+        monkeypatch.setattr(module, "AT_LEAST_WAIT_S", 0.1)
 
 
 @pytest.fixture

@@ -172,10 +172,17 @@ def test_a_brands_history_does_not_tell_how_many_others_there_are(world: World) 
         ({"at_least": "999"}, 503, "unavailable"),
     ],
 )
+@pytest.mark.usefixtures("impatient")
 def test_a_malformed_query_of_a_history_is_refused(world: World, query: dict[str, str], status: int, code: str) -> None:
     known = world.generate()
     answer = world.client.get(f"/v1/codes/{known['code_id']}/history", params=query)
     assert refused(answer) == (status, code)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_permission_at_a_position_that_nobody_has_reached_is_told_to_come_back(world: World) -> None:
+    world.permit()
+    assert refused(world.client.get(PERMISSION, params={"at": days(-1), "at_least": 999})) == (503, "unavailable")
 
 
 PERMISSION = f"/v1/creators/{OWN_CREATOR}/permission"
@@ -200,7 +207,6 @@ def test_a_permission_switched_off_late_was_off_before_the_ledger_knew(world: Wo
     assert permission(as_of=on) == (True, 1, 1)
     assert permission(as_of=on, at=days(-5)) == (False, 1, 0)
     assert permission(as_of=code["position"], at=days(-30)) == (False, 0, 0)
-    assert refused(world.client.get(PERMISSION, params={"at": days(-1), "at_least": 999})) == (503, "unavailable")
 
 
 def test_a_permissions_history_tells_when_it_went_on_and_off(world: World) -> None:

@@ -19,7 +19,7 @@ IDS = st.builds(str.__add__, st.text("'", max_size=2), st.text("0123456789", min
 TEXTS = st.one_of(TRICKY, IDS, st.text(max_size=20))
 
 
-@pytest.mark.long("hundreds of workbooks are written and read")
+@pytest.mark.long("Hypothesis writes and reads hundreds of files")
 @settings(max_examples=1_000, deadline=None)
 @for_all(st.lists(st.lists(TEXTS, min_size=1, max_size=4), max_size=4))
 def test_what_is_written_is_read_back_exactly(lines: list[list[str]]) -> None:

@@ -124,6 +124,7 @@ def test_a_form_that_is_sent_twice_generates_one_code(server: Server, own_world:
     assert len(told(own_world.client.get("/v1/codes"), 200)["codes"]) == 1
 
 
+@pytest.mark.long("a browser fills in many pages")
 def test_a_code_is_extended_shown_again_noted_and_revoked_by_its_creator(
     own_windows: Windows, own_world: World
 ) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any, cast
 
+import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -213,6 +214,7 @@ def live(slip: Slip, world: World, at: datetime) -> bool:
     return slip.open(world.now) if slip.number in world.slips else slip.starts <= at
 
 
+@pytest.mark.long("many lives of codes are told late, and asked for")
 async def test_queries_of_backlogs_views_answer_what_happened(follow: Followed, worker: Cursor) -> None:
     backlogs = [happenings(Random(seed), 30) for seed in range(BACKLOGS)]
     now = max(facts[-1].at for facts in backlogs) + 3 * DAY + timedelta(hours=5)

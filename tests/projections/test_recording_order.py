@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -127,6 +128,7 @@ def rows(view: View[Any], story: Story) -> list[Any]:
     return [row for table in view.secondary for row in changes.secondary[table.row]]
 
 
+@pytest.mark.long("Hypothesis records the same facts in many orders")
 @settings(max_examples=200, deadline=None)
 @for_all(st.data())
 def test_the_same_facts_recorded_in_another_order_stop_campaigns_at_the_same_moment(data: st.DataObject) -> None:

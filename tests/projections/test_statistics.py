@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
@@ -58,6 +59,7 @@ async def forget(cur: Cursor) -> None:
     await checkpoints.delete(cur, [statistics.NAME])
 
 
+@pytest.mark.long("Hypothesis tells many lives of many codes")
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 @for_all(st.integers(0, 10**6), st.integers(0, 10**6))
 async def test_the_states_of_every_day_are_what_was_true_when_it_ended(

@@ -20,6 +20,7 @@ def test_a_read_waits_for_the_position_it_is_asked_for(world: World) -> None:
     assert int(answer.headers["ledger-position"]) >= code["position"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_read_of_a_position_nobody_has_reached_is_told_to_come_back(world: World) -> None:
     code = world.generate()
     answer = world.client.get(f"/v1/codes/{code['code_id']}", params={"at_least": 999})

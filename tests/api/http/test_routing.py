@@ -31,6 +31,7 @@ def paths(routes: list[Route]) -> Iterator[str]:
     yield from ("", "/", "//", "/v1", "/v1/", "/v1/codes//", "/v2/codes", "/log/1/2/tile/0/x001/067.p/12")
 
 
+@pytest.mark.long("every address is asked for with every method")
 def test_a_route_is_the_one_that_trying_each_in_turn_finds(routes: list[Route]) -> None:
     index = Routes(routes)
     for path in dict.fromkeys(paths(routes)):

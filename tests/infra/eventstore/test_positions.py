@@ -9,6 +9,7 @@ from time import monotonic
 from uuid import UUID
 
 import psycopg
+import pytest
 
 from infra.eventstore.append import Append, Appended, Outcome
 from infra.eventstore.group_commit import GroupCommitWriter
@@ -25,6 +26,7 @@ SECONDS = 2.0
 NEVER_A_DEADLOCK = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
+@pytest.mark.long("hundreds of commands compete")
 async def test_two_writers_with_32_tasks_on_three_ledgers_agree_with_the_log(opened: Opened, tmp_path: Path) -> None:
     ledgers = [(await opened.begin(f"ledger-{n}")).ledger_id for n in range(3)]
     book = Notebook(tmp_path / "told.jsonl")

@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+import infra.postgres.pool
 from domain.errors import Refused, Unknown
 from domain.recorded import RecordedEvent
 from domain.values import Sealed
@@ -478,6 +479,7 @@ asyncio.run(read())
 """
 
 
+@pytest.mark.long("a server starts")
 async def test_a_process_that_has_the_key_in_memory_does_not_use_it_after_an_erasure(opened: Opened) -> None:
     """Two processes unseal without a pause, and no read succeeds that begins after the erasure was recorded."""
     tenant = await two_creators(opened)
@@ -537,7 +539,8 @@ async def test_what_was_sealed_just_before_an_erasure_is_not_appended_after_it(
     assert opened.sql("SELECT type FROM events ORDER BY position DESC LIMIT 1") == [("CreatorErased",)]
 
 
-async def test_an_erasure_waits_for_a_database_that_is_away(opened: Opened) -> None:
+async def test_an_erasure_waits_for_a_database_that_is_away(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infra.postgres.pool, "POOL_WAIT_S", 0.1)
     async with runtime("host=127.0.0.1 port=1 dbname=away", WORKER, MASTER_KEY) as worker:
         with pytest.raises(Unavailable):
             await Erasures(worker.database, worker.aggregates, worker.key_admin).carry_out_pending()

@@ -216,6 +216,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_while_a_ledger_moves(ledger: Le
     assert [row[0] for row in positions] == list(range(1, len(positions) + 1))
 
 
+@pytest.mark.long("everything that a ledger can have is made, and moved")
 def test_what_a_server_has_of_a_ledger_moves_whole(ledger: Ledger) -> None:
     with ledger.world() as world:
         fill(world)
@@ -316,6 +317,7 @@ async def leads() -> None:
     """Lead on."""
 
 
+@pytest.mark.long("two servers start")
 def test_a_stream_goes_on_at_the_next_position(ledger: Ledger) -> None:
     with ledger.client() as client:
         with following(client) as stream:

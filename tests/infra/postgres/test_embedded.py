@@ -471,6 +471,7 @@ def test_root_runs_it_as_an_unprivileged_user_and_changes_no_parent(place: Path,
     assert (parent / "d" / "postgres.log").stat().st_uid == (parent / "d").stat().st_uid
 
 
+@pytest.mark.long("several clusters are made")
 @only_for_root
 @only_on_linux
 def test_root_runs_each_cluster_as_a_user_that_nothing_else_runs_as(place: Path) -> None:

@@ -214,6 +214,7 @@ witness.write_durably = dies
 """
 
 
+@pytest.mark.long("a witness starts, is killed and starts again")
 def test_the_process_serves_the_protocol_and_forgets_nothing_when_it_is_killed(tmp_path: Path, log: MemoryLog) -> None:
     (tmp_path / "logs").write_text(log.keys[0].text)
     script = SERVE.format(directory=str(tmp_path))

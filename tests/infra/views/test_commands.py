@@ -224,6 +224,7 @@ def test_several_processes_fill_all_views_with_the_same_rows(begun: Filled, monk
     assert begun.sql("SELECT DISTINCT state FROM view_versions") == [("following",)]
 
 
+@pytest.mark.long("several processes start")
 def test_an_event_that_stops_one_of_several_processes_can_be_skipped(
     begun: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
