@@ -196,6 +196,7 @@ asyncio.run(carry_out())
 """
 
 
+@pytest.mark.long("an erasure is killed at each of its steps, and goes on")
 @pytest.mark.parametrize(
     "when",
     [

@@ -338,6 +338,7 @@ def test_somebody_who_is_signed_in_stays_so(ledger: Ledger) -> None:
         until(lambda: client.get("/codes").status_code == 200, 60)
 
 
+@pytest.mark.long("a move is killed at each of its steps, and goes on")
 @pytest.mark.parametrize("point", POINTS)
 def test_a_command_that_is_killed_leaves_one_server_and_can_be_run_again(ledger: Ledger, point: str) -> None:
     for number in range(3):
