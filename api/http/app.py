@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -196,6 +197,8 @@ class Application(FastAPI):
     ) -> None:
         """Take what the middleware takes, whose pages may read answers, what makes pages, and what FastAPI takes."""
         super().__init__(**more)
+        # Starlette's own state finds each attribute in Python, and a request asks for several.
+        self.state = SimpleNamespace()  # type: ignore[assignment] # all that is used of a state are its attributes
         self._page_process = page_process
         self._damaged = damaged
         self._cors_origins = cors_origins

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 _BY_NAME: Final = "sparkledger.headers"
+# The headers of which there can be one, as problems name them.
+_SPELLED: Final = {
+    name.lower().encode(): name
+    for name in ("Idempotency-Key", "If-Match", "Correlation-Id", "Causation-Id", "Ledger-History", "Last-Event-ID")
+}
 # Bare or quoted: the header's draft, expired in April 2026, has a quoted string, and practice a bare one.
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 _ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
@@ -28,7 +33,7 @@ _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{
 
 def idempotency_key(request: Request) -> str | None:
     """Return the Idempotency-Key without its quotes."""
-    given = _once(request, "Idempotency-Key")
+    given = _once(request, b"idempotency-key")
     if given is None:
         return None
     key = _IDEMPOTENCY_KEY.fullmatch(given)
@@ -41,7 +46,7 @@ def idempotency_key(request: Request) -> str | None:
 
 def if_match(request: Request) -> int | None:
     """Return the version that the caller has seen; `*` asks for any, as does no header at all."""
-    given = _once(request, "If-Match")
+    given = _once(request, b"if-match")
     if given is None or given == "*":
         return None
     tag = _ENTITY_TAG.fullmatch(given)
@@ -55,7 +60,7 @@ def if_match(request: Request) -> int | None:
 
 def correlation_id(request: Request) -> str | None:
     """Return what the caller names the larger undertaking by."""
-    given = _once(request, "Correlation-Id")
+    given = _once(request, b"correlation-id")
     if given is not None and _CORRELATION_ID.fullmatch(given) is None:
         raise Problem("malformed_header", "Correlation-Id must have 1 to 128 of the characters A-Z a-z 0-9 . _ : @ -")
     return given
@@ -63,7 +68,7 @@ def correlation_id(request: Request) -> str | None:
 
 def causation_id(request: Request) -> UUID | None:
     """Return the event that the caller says the command follows from, of this ledger or of another system."""
-    given = _once(request, "Causation-Id")
+    given = _once(request, b"causation-id")
     if given is not None and _UUID.fullmatch(given.lower()) is None:
         raise Problem("malformed_header", "Causation-Id must be the id of an event, a UUID.")
     return None if given is None else UUID(given)
@@ -72,12 +77,12 @@ def causation_id(request: Request) -> UUID | None:
 def traceparent(request: Request) -> str | None:
     """Return the trace that the request belongs to, where it is well formed."""
     given = text(request, b"traceparent")
-    return given if _TRACEPARENT.fullmatch(given) else None
+    return given if given and _TRACEPARENT.fullmatch(given) else None
 
 
 def ledger_history(request: Request) -> UUID | None:
     """Return the history of the ledger that the caller knows."""
-    given = _once(request, "Ledger-History")
+    given = _once(request, b"ledger-history")
     if given is not None and _UUID.fullmatch(given) is None:
         raise Problem("malformed_header", "Ledger-History must be the history of an earlier response, which is a UUID.")
     return None if given is None else UUID(given)
@@ -88,7 +93,7 @@ def last_event_id(request: Request) -> tuple[UUID | None, int] | None:
 
     The ids of earlier versions were positions alone, so the history may be absent.
     """
-    given = _once(request, "Last-Event-ID")
+    given = _once(request, b"last-event-id")
     if given is None:
         return None
     seen = _LAST_EVENT_ID.fullmatch(given)
@@ -108,8 +113,8 @@ def repeated_event_id(request: Request) -> str | None:
 
 def bearer(request: Request) -> str | None:
     """Return the API key that was presented."""
-    given = of(request).get(b"authorization", ())
-    if len(given) != 1:
+    given = of(request).get(b"authorization")
+    if given is None or len(given) != 1:
         return None
     scheme, _, key = given[0].decode("latin-1").partition(" ")
     return key.strip(" ") or None if scheme.lower() == "bearer" else None
@@ -126,12 +131,15 @@ def media_type(request: Request) -> str | None:
     Of two headers that speak of one body, each may be believed by somebody.
     """
     given = of(request)
+    said = given.get(b"content-type", ())
+    if len(said) == 1 and said[0] == b"application/json" and b"content-encoding" not in given:
+        return "application/json"  # as nearly everyone says it
     codings = {coding.strip().lower() for said in given.get(b"content-encoding", ()) for coding in said.split(b",")}
-    if len(given.get(b"content-type", ())) > 1 or not codings <= {b"", b"identity"}:
+    if len(said) > 1 or not codings <= {b"", b"identity"}:
         return None
-    said, *parameters = text(request, b"content-type").lower().split(";")
+    kind, *parameters = text(request, b"content-type").lower().split(";")
     charsets = {p.partition("=")[2].strip(' "') for p in parameters if p.strip().startswith("charset")}
-    return said.strip() if charsets <= {"utf-8", "utf8"} else None
+    return kind.strip() if charsets <= {"utf-8", "utf8"} else None
 
 
 def path_id(text: str) -> str:
@@ -188,10 +196,10 @@ def text(request: Request, name: bytes, default: str = "") -> str:
     return given[0].decode("latin-1") if given else default
 
 
-def _once(request: Request, name: str) -> str | None:
-    given = of(request).get(name.lower().encode())
+def _once(request: Request, name: bytes) -> str | None:
+    given = of(request).get(name)
     if given is None:
         return None
     if len(given) > 1:
-        raise Problem("malformed_header", f"{name} was sent more than once.")
+        raise Problem("malformed_header", f"{_SPELLED[name]} was sent more than once.")
     return given[0].decode("latin-1")

@@ -14,7 +14,6 @@ import socket
 from collections import Counter
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -333,12 +332,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refused_head(self) -> bytes | None:
         """Return what a head is answered that is refused."""
         given = self.headers
-        size = len(self.url) + sum(map(len, chain.from_iterable(given))) + len(given) * len(b": \r\n")
+        size = len(self.url) + len(given) * len(b": \r\n")
+        hosts, codings = [], []
+        for name, value in given:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                codings.append(value)
         if size > MAX_HEAD_BYTES or len(given) > MAX_HEADERS:
             return _TOO_LARGE
         version = self.parser.get_http_version()
-        hosts = [value for name, value in given if name == b"host"]
-        codings = [value for name, value in given if name == b"transfer-encoding"]
         chunked = version == "1.1" and [coding.lower() for coding in codings] == [b"chunked"]
         one_host = len(hosts) == 1 or (version == "1.0" and not hosts)
         if (

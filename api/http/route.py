@@ -26,6 +26,7 @@ import orjson
 from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from api.http import headers
 from api.http.caller import Allowed, Caller, admit
@@ -284,7 +285,7 @@ async def read_json(request: Request) -> Any:
     """
     if headers.has_body(request) and headers.media_type(request) != "application/json":
         raise Problem("unsupported_media_type")
-    body = b"".join([chunk async for chunk in request.stream()])
+    body = await _whole_body(request)
     # Counted before it is parsed: to parse, validate and refuse so many values would hold up all other requests.
     if len(body) > MAX_VALUES and (values := sum(map(body.count, (b",", b"[", b"{")))) > MAX_VALUES:
         raise malformed_body("", f"This has about {values:,} fields and entries. The maximum is {MAX_VALUES:,}.")
@@ -296,6 +297,18 @@ async def read_json(request: Request) -> Any:
     if twice:
         raise malformed_body("", "A field was sent more than once.")
     return sent
+
+
+async def _whole_body(request: Request) -> bytes:
+    """Return the body, most of which come in one piece; unlike Starlette's own, it leaves none with the request."""
+    pieces: list[bytes] = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
 
 
 # The fields that name videos.
