@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Final, Self, cast
 from uuid import UUID
@@ -19,7 +18,7 @@ from api.http import answer_fields as answered
 from api.http import headers
 from api.http.as_of import known_at, refuse_before_it_began, wait_for_log
 from api.http.caller import ACTS_FOR_ALL, LIMITED_TO_SUBJECTS, Caller, allow
-from api.http.command_context import creator_of, ending, handle_command, policy_of, without_others
+from api.http.command_context import creator_of, ending, handle_command, without_others
 from api.http.denied_attempts import NOT_KNOWN_YET
 from api.http.dependencies import current_codes_of
 from api.http.fields import (
@@ -54,7 +53,7 @@ from domain.pasted import creator_name
 from domain.rights import UsageRights
 from domain.values import Sealed, When
 from infra.auth.access_log import AccessSubject
-from infra.ids import uuid7
+from infra.ids import random_text_32, uuid7
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -294,8 +293,6 @@ class CodeQuery(QueryModel):
     at_least: AtLeast = None
 
 
-# Bytes of randomness in a code that we generate ourselves.
-SECRET_BYTES: Final = 32
 # Refusals of a code that someone brings which disclose whether its secret is known here: those from the one that asks.
 _TELLING: Final = frozenset(REFUSALS["generate"][REFUSALS["generate"].index("secret_exists") :])
 
@@ -352,8 +349,8 @@ async def generate_code(
         raise Problem("malformed_header", "If-Match needs an existing code. This request supersedes none.")
     revoked = ending(caller, "revoked", body.revoked)
     code_id = uuid7()
-    secret = Sealed(body.secret or "#" + secrets.token_urlsafe(SECRET_BYTES))
-    policy = policy_of(caller)
+    secret = Sealed(body.secret or f"#{random_text_32()}")
+    policy = caller.services.policy
     others: list[Code] = []
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
@@ -475,7 +472,11 @@ async def extend_code(
     code_id: str, body: ExtendCode, caller: Annotated[Caller, allow("creator", "operator", "admin")]
 ) -> Response:
     """Move the end of a code's window to a later time. This is possible before and after sharing, and after expiry."""
-    code, if_match, policy = headers.path_uuid(code_id, "code"), headers.if_match(caller.request), policy_of(caller)
+    code, if_match, policy = (
+        headers.path_uuid(code_id, "code"),
+        headers.if_match(caller.request),
+        caller.services.policy,
+    )
 
     async def decide(ledger: Ledger, when: When) -> Decision[Code]:
         return await commands.extend(

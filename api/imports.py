@@ -19,7 +19,6 @@ from api.access_log import access_of, record_access
 from api.authorization_batch import Upload
 from api.http import headers
 from api.http.caller import Caller, allow
-from api.http.command_context import policy_of
 from api.http.fields import SingleLine
 from api.http.places import MIB
 from api.http.problems import Problem, malformed_body, malformed_query
@@ -306,7 +305,7 @@ async def import_sheet(
                 asked = Asked(
                     query,
                     mapping,
-                    policy_of(caller),
+                    caller.services.policy,
                     caller.services.settings.video_ids,
                     None if idempotency_key is None else _request_name(caller, idempotency_key),
                 )
@@ -334,7 +333,7 @@ async def _prepared(
             caller.services.handler,
             ledger_id=caller.ledger_id,
             actor=caller.actor(None),
-            policy=policy_of(caller),
+            policy=caller.services.policy,
             file=file,
             file_sha256=sha256,
             options=query.options(caller.services.settings.video_ids, mapping),

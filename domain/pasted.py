@@ -309,6 +309,7 @@ def _generated(body: str) -> bool:
 
 # ── video ids ──
 
+_ID: Final = re.compile(ID_PATTERN)
 _VIDEO_ID: Final = re.compile(r"[0-9]{15,20}")
 _EXPONENT: Final = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?[Ee][+-]?[0-9]+")
 _LINK: Final = re.compile(
@@ -335,12 +336,14 @@ def video_id(text: str, policy: VideoIds = "tiktok", *, exact: bool = False) -> 
         Unusable: `short_link`, `other_link`, `rounded_by_spreadsheet` or `not_a_video_id`.
 
     """
+    if _VIDEO_ID.fullmatch(text) and (policy == "any" or exact or not looks_rounded(text)):
+        return text  # an id as nearly all are sent
     bare = _bare(text)
     link = _LINK.fullmatch(bare)
     if link is not None:
         return _video_of_link(link)
     if policy == "any":
-        if re.fullmatch(ID_PATTERN, bare) is None:
+        if _ID.fullmatch(bare) is None:
             raise Unusable("video_id", "not_a_video_id")
         return bare
     if _EXPONENT.fullmatch(bare) or (looks_rounded(bare) and not exact):
@@ -352,16 +355,17 @@ def video_id(text: str, policy: VideoIds = "tiktok", *, exact: bool = False) -> 
 
 def looks_rounded(video_id: str) -> bool:
     """Return whether an id looks as if a spreadsheet had kept only 15 of its digits."""
-    significant = len(video_id.lstrip("0").rstrip("0"))
     return (
-        _VIDEO_ID.fullmatch(video_id) is not None
-        and len(video_id) >= _ROUNDED_FROM_DIGITS
-        and significant <= _SPREADSHEET_DIGITS
+        len(video_id) >= _ROUNDED_FROM_DIGITS
+        and len(video_id.strip("0")) <= _SPREADSHEET_DIGITS
+        and _VIDEO_ID.fullmatch(video_id) is not None
     )
 
 
 def creator_of_link(text: str) -> str | None:
     """Return the canonical id of the creator whom a link to a post names; None if it names nobody, or is no link."""
+    if "/" not in text:
+        return None
     link = _LINK.fullmatch(_bare(text))
     named = None if link is None else re.match(r"/@([^/]+)/", link["path"])
     if link is None or named is None or not _is_tiktok(link["host"].lower().rstrip(".")):
@@ -396,14 +400,14 @@ def shown_creator_id(text: str) -> str:
 
     """
     bare = _bare(text)
-    link = _LINK.fullmatch(bare)
+    link = _LINK.fullmatch(bare) if "/" in bare else None
     if link is not None:
         profile = re.match(r"/@([^/]+)", link["path"])
         if not _is_tiktok(link["host"].lower().rstrip(".")) or profile is None:
             raise Unusable("creator_id", "not_a_creator_id")
         bare = profile[1]
     shown = bare.lstrip("@")
-    if re.fullmatch(ID_PATTERN, shown) is None:
+    if _ID.fullmatch(shown) is None:
         raise Unusable("creator_id", "not_a_creator_id")
     return shown
 

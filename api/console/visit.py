@@ -17,7 +17,6 @@ from api.console.cookies import drop_cookie, session_id
 from api.console.frame import render
 from api.console.origins import refuse_forged
 from api.http import headers
-from api.http.command_context import policy_here
 from api.http.dependencies import services_of
 from api.http.homes import to_home_of
 from api.http.limits import Limit
@@ -96,7 +95,7 @@ class Visit:
     @property
     def lengths(self) -> Sequence[int]:
         """The lengths in days that a window can have, by the settings."""
-        return policy_here(services_of(self.request.scope)).allowed_days
+        return services_of(self.request.scope).policy.allowed_days
 
     def path(self, name: str) -> str:
         """Return what stands in the address in place of a name."""

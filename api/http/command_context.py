@@ -11,14 +11,12 @@ from api.http.problems import malformed_body
 from domain.code import Ending
 from domain.errors import NotAllowed, Refused
 from domain.pasted import creator_name
-from domain.values import Policy
 from infra.eventstore.command_handler import CommandMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from api.http.dependencies import Services
     from domain.code import Code
     from domain.commands import A, Decision, Ledger
     from domain.values import When
@@ -109,17 +107,6 @@ async def without_others(refusal: Refused, caller: Caller) -> Refused:
 async def load_code(caller: Caller, code_id: UUID) -> Code:
     """Load a code as it stands in the log."""
     return await (await caller.services.aggregates.repository(caller.ledger_id)).code(code_id)
-
-
-def policy_of(caller: Caller) -> Policy:
-    """Return what the settings decide where TikTok's sources disagree."""
-    return policy_here(caller.services)
-
-
-def policy_here(services: Services) -> Policy:
-    """Return the same, for a reader who has not asked for anything yet."""
-    settings = services.settings
-    return Policy(settings.allowed_days, settings.extend_after_expiry, settings.codes_without_secret)
 
 
 def _refuse_effective_at(caller: Caller, pointer: str, moment: datetime) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from api.http.limits import GuessLimit, Limit
+from domain.values import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 DatabaseCursor = Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Services:
     """Everything outside of this package that a request may need.
 
@@ -74,6 +76,12 @@ class Services:
     stream_tokens: StreamTokens
     on_keys_changed: list[Callable[[], None]] = field(default_factory=list)
     server: str = ""
+
+    @cached_property
+    def policy(self) -> Policy:
+        """What the settings decide where TikTok's sources disagree."""
+        settings = self.settings
+        return Policy(settings.allowed_days, settings.extend_after_expiry, settings.codes_without_secret)
 
 
 @dataclass(frozen=True, slots=True)
