@@ -720,11 +720,14 @@ class Code(Recording, Aggregate):
 
         A revocation that is recorded late may lie before them.
         """
+        revoked_at = self.revoked_at
+        if revoked_at is None:
+            return 0
         launched = (_launched_at(campaign) for campaign in self.launches.values())
         extended = (extension.at for extension in self.extensions.values())
         superseded = () if self.superseding_at is None else (self.superseding_at,)
         moments = [*self.shares.values(), *self.redemptions.values(), *launched, *extended, *superseded]
-        return sum(self.revoked_at is not None and moment >= self.revoked_at for moment in moments)
+        return sum(moment >= revoked_at for moment in moments)
 
     def end_at(self, moment: datetime | None) -> datetime:
         """Return the window's end as of a moment, or by all that is known."""

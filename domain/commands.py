@@ -339,7 +339,7 @@ async def generate(
         revoked_when = When(when.now, revoked.at)
         code.refuse_before_it_began(revoked_when)
         code.revoke(revoked.reason or "", force=False, when=revoked_when)
-    _refuse_occupied(code, code.occupation(), codes)
+    _refuse_occupied(code, code.occupation() if codes else (), codes)
     claims = [
         *_claimed_secret(secret, code_id),
         Claim("video", video_claim(video_id, known.next_claim), expected=None, new=code_id),

@@ -12,6 +12,7 @@ permanently. Past decisions stay on record.
 from __future__ import annotations
 
 from datetime import datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 from eventsourcing.domain import Aggregate, CanMutateAggregate
@@ -161,7 +162,7 @@ class Creator(Recording, Aggregate):
 
     def _in_effect(self) -> list[Switch]:
         """Return the switches in the order of effective time. Of the same time, the last recorded comes last."""
-        return [switch for _, switch in sorted(self.switches.items(), key=lambda item: (item[1].at, item[0]))]
+        return sorted(self.switches.values(), key=attrgetter("at"))  # stable, and they are by version
 
     def refuse_erased(self) -> None:
         """Raise `creator_erased` if nothing can be sealed or unsealed for the creator any more."""

@@ -44,7 +44,8 @@ class Recording:
             TypeError: the fields are not those of the event.
 
         """
-        event = _event(event_class, id, 1, kwargs | {"originator_topic": cls.TOPIC})
+        kwargs["originator_topic"] = cls.TOPIC
+        event = _event(event_class, id, 1, kwargs)
         aggregate = _new(cls)
         at = event.timestamp
         vars(aggregate).update(_id=id, _version=1, _created_on=at, _modified_on=at, _pending_events=[event])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 Role = Literal["admin", "operator", "creator", "brand", "auditor", "subscriber"]
 # The roles whose keys act for a creator, and for a brand. `RECORDED_BY` of an event names the roles that can record it,
@@ -116,8 +116,7 @@ class Policy:
         return timedelta(days=max(self.allowed_days))
 
 
-@dataclass(frozen=True, slots=True)
-class Actor:
+class Actor(NamedTuple):
     """The author of an event, by pseudonymous ids. A person's name is stored with the key and can be erased there."""
 
     key_id: str
@@ -127,11 +126,7 @@ class Actor:
     @property
     def source(self) -> Source:
         """Who reports the fact. It follows from the role."""
-        match self.role:
-            case "creator" | "brand" | "clock":
-                return self.role
-            case _:
-                return "operator"
+        return "operator" if self.role not in {"creator", "brand", "clock"} else cast("Source", self.role)
 
 
 CLOCK = Actor(key_id="clock", role="clock")

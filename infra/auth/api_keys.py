@@ -80,6 +80,7 @@ class ApiKey:
         subject: the issuer's name for the bearer of the tokens; set where keys are listed.
         request_key: the key that requests are hashed with, so that nobody can test a guessed request against a stored
             hash; set by the authenticator.
+        actor_id: `key_id` as text.
 
     """
 
@@ -98,6 +99,11 @@ class ApiKey:
     overlap_ends_at: datetime | None = None
     subject: str | None = None
     request_key: bytes = field(default=b"", repr=False, compare=False)
+    actor_id: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Spell the id, once for all requests."""
+        object.__setattr__(self, "actor_id", str(self.key_id))
 
     @property
     def reveals(self) -> bool:

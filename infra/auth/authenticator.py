@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from infra.auth.api_keys import ApiKey
     from infra.auth.oidc_issuers import Issuer
+    from infra.crypto.envelope import ApiKeyHashing
     from infra.crypto.keyring import Keyring
     from infra.postgres.pool import Database, LedgerConnection
 
@@ -50,6 +51,7 @@ class Authenticator:
         """Take the database to look up in, the keyring to hash with, and the issuers whose tokens are accepted."""
         self._database = database
         self._keyring = keyring
+        self._hashing: ApiKeyHashing | None = None
         self._cache: RecentCache[bytes, Authenticated] = RecentCache(MAX_CACHED)
         self._changes = 0
         # How often keys of each ledger had changed when it was looked up last.
@@ -84,7 +86,10 @@ class Authenticator:
             return await self._token_identities.key(presented, now)
         if len(presented) > MAX_PRESENTED_CHARACTERS:
             return None
-        found = await self._find((await self._keyring.hashing()).hash(presented), now)
+        hashing = self._hashing
+        if hashing is None:
+            hashing = self._hashing = await self._keyring.hashing()
+        found = await self._find(hashing.hash(presented), now)
         return found.key if found.valid(now) else None
 
     async def still_opens(self, presented: str, now: datetime) -> bool:
