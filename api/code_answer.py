@@ -138,13 +138,13 @@ def code_answer(
     """Answer a command on a code with the code after it, and with what the command warns of."""
     code = result.aggregate
     assert code is not None  # noqa: S101 - only an unknown creator has no aggregate
-    content = code_content(code, caller, now=result.recorded_at, position=result.position) | more
+    content = code_content(code, caller, now=result.recorded_at, position=result.position)
+    content.update(more)
     content["warnings"] += warnings
-    return answer(
-        content,
-        status,
-        command_headers(result, code.command_version) | dict(headers or {}),
-    )
+    sent = command_headers(result, code.command_version)
+    if headers is not None:
+        sent.update(headers)
+    return answer(content, status, sent)
 
 
 def code_summary(code: Code | CodeRow, code_id: UUID, window: Window, now: datetime, *, whole: bool) -> dict[str, Any]:
@@ -199,12 +199,18 @@ def code_content(
             them, without counts.
 
     """
-    ours = caller.is_party_to if caller.role == "brand" else _everyone
-    whole = caller.role != "brand"
-    running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once
-    shares = [one for one in code.shares.items() if ours((one[0].brand_id,), (one[0].advertiser_id,))]
-    redemptions = [one for one in code.redemptions.items() if ours((), (one[0],))]
-    campaigns = [campaign for campaign in code.campaigns.values() if ours((), (campaign.advertiser_id,))]
+    whole = caller.key.role != "brand"
+    running: set[str] = set()
+    campaigns: list[Campaign] = []
+    if code.launches:
+        running = {campaign.campaign_id for campaign in code.running(now)}  # computed from all facts, so once
+        campaigns = list(code.campaigns.values())
+    shares, redemptions = list(code.shares.items()), list(code.redemptions.items())
+    if not whole:
+        ours = caller.is_party_to
+        shares = [one for one in shares if ours((one[0].brand_id,), (one[0].advertiser_id,))]
+        redemptions = [one for one in redemptions if ours((), (one[0],))]
+        campaigns = [campaign for campaign in campaigns if ours((), (campaign.advertiser_id,))]
     content = {
         **code_summary(code, code.id, code.window, now, whole=whole),
         "caption_sha256": code.caption_sha256,
@@ -247,10 +253,6 @@ def _warnings(code: Code) -> list[str]:
     kinds = "shares, redemptions, campaigns, extensions or supersessions"
     facts = f"{count} {kinds} are" if count > 1 else "1 share, redemption, campaign, extension or supersession is"
     return [f"{facts} recorded as of the revocation or later. They stay in the history, and authorize nothing."]
-
-
-def _everyone(_brand_ids: object, _advertiser_ids: object) -> bool:
-    return True
 
 
 def _campaign(campaign: Campaign, code: Code, *, running: bool) -> dict[str, Any]:

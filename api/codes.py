@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Final, Self, cast
 from uuid import UUID
 
@@ -56,6 +55,7 @@ from infra.auth.access_log import AccessSubject
 from infra.ids import random_text_32, uuid7
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
 
     from domain.recorded import RecordedEvent
@@ -378,37 +378,55 @@ async def generate_code(
         others[:] = [read for read in decision.also_read if isinstance(read, Code)]
         return decision
 
-    # Who brings a code learns whether it is recorded, also by recording it.
-    with guessing(caller, secret) if body.secret is not None else nullcontext() as guess:
-        try:
-            result = await handle_command(caller, body, creator_name(body.creator_id), decide)
-        except Refused as refusal:
-            if guess is not None and refusal.code in _TELLING:
-                guess.miss()
-            raise await without_others(refusal, caller) from None
-        if guess is not None:
-            guess.miss()
+    subject = creator_name(body.creator_id)
+    try:
+        if body.secret is None:
+            result = await handle_command(caller, body, subject, decide)
+        else:
+            result = await _brought(caller, body, subject, secret, decide)
+    except Refused as refusal:
+        raise await without_others(refusal, caller) from None
     assert result.aggregate is not None  # noqa: S101 - a code that was generated is there
     location = {"Location": f"/v1/codes/{result.aggregate.id}"}
     shown = await _shown_again(result.aggregate, caller) if result.replayed else secret
-    warnings = _whose_video(body, caller, await _before(result, others, caller))
+    before = await _before(result, caller) if result.replayed else others
+    warnings = _whose_video(body, caller, before)
     return code_answer(result, caller, 201, NO_STORE | location, warnings=warnings, secret=shown)
 
 
-async def _before(result: CommandResult[Code], others: list[Code], caller: Caller) -> list[Code]:
+async def _brought(
+    caller: Caller,
+    body: GenerateCode,
+    subject: str,
+    secret: Sealed,
+    decide: Callable[[Ledger, When], Awaitable[Decision[Code]]],
+) -> CommandResult[Code]:
+    """Record a code that someone brings, who learns whether it is recorded, also by recording it."""
+    with guessing(caller, secret) as guess:
+        try:
+            result = await handle_command(caller, body, subject, decide)
+        except Refused as refusal:
+            if refusal.code in _TELLING:
+                guess.miss()
+            raise
+        guess.miss()
+        return result
+
+
+async def _before(result: CommandResult[Code], caller: Caller) -> list[Code]:
     """Return the codes that the video had before a new one; a repeated request decides nothing, and loads them."""
     code = result.aggregate
-    if not result.replayed or code is None:
-        return others
+    assert code is not None  # noqa: S101 - as above
     ledger = await caller.services.aggregates.repository(caller.ledger_id)
     return list(itertools.takewhile(lambda one: one.id != code.id, (await ledger.of_video(code.video_id)).codes))
 
 
 def _whose_video(body: GenerateCode, caller: Caller, others: list[Code]) -> list[str]:
     """Return a sentence for each reason to doubt that the video is the creator's."""
-    ours, linked, warnings = creator_name(body.creator_id), None, []
-    if isinstance(body.video_id, PastedVideoId):
-        linked = body.video_id.creator
+    linked = body.video_id.creator if isinstance(body.video_id, PastedVideoId) else None
+    if linked is None and not others:
+        return []
+    ours, warnings = creator_name(body.creator_id), []
     if linked not in {None, ours}:
         warnings.append(f"The link names @{linked}, but the code is for {body.creator_id}. Check whose video it is.")
     creators = {creator_name(code.creator_id): code.creator_id for code in others}

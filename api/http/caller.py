@@ -97,10 +97,11 @@ class Caller:
         what stays the same while the key's text is changed, or its bearer gets another token.
         """
         request = self.request
-        line = f"{request.method}\n{request.scope['path']}\n{headers.text(request, b'if-match')}\n"
+        scope = request.scope
+        line = f"{scope['method']}\n{scope['path']}\n{headers.text(request, b'if-match')}\n"
         hashed = line.encode("utf-8", "surrogatepass") + orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)
         digest = hashlib.blake2b(hashed, digest_size=REQUEST_HASH_BYTES, key=self.key.request_key).digest()
-        request.scope["request_hash"] = digest
+        scope["request_hash"] = digest
 
     @property
     def request_hash(self) -> bytes:
@@ -182,29 +183,29 @@ async def admit(request: Request, allowed: Allowed) -> Caller:
         HistoryChanged: it knows another history of the ledger.
 
     """
-    services = services_of(request.scope)
-    roles = allowed.roles
+    scope = request.scope
+    services = services_of(scope)
     presented = headers.bearer(request)
     if presented is None and allowed.by_stream_token and (text := request.query_params.get("token")) is not None:
         token = await services.stream_tokens.open(text)
         presented = None if token is None else token.presented
-        request.scope["stream_token"] = token
+        scope["stream_token"] = token
     key = None if presented is None else await services.authenticator.authenticate(presented, services.now())
     if key is None or presented is None:
-        raise unauthenticated(by_stream_token="stream_token" in request.scope)
+        raise unauthenticated(by_stream_token="stream_token" in scope)
     # For the record of a refusal: from here on it is known who is refused.
-    request.scope["key"] = key
-    exchange: Exchange = request.scope["exchange"]
+    scope["key"] = key
+    exchange: Exchange = scope["exchange"]
     history = await services.histories.of(key.ledger_id)
     exchange.history = _spelled(history.history.int)
-    requests = limits_of(request.scope).requests
+    requests = limits_of(scope).requests
     wait_s = requests.take_or_wait_s(key.key_id.int)
     if wait_s > 0:
         raise too_many("too_many_requests", wait_s, requests.policy)
     exchange.of_key(key)
-    own(request.scope, key.ledger_id)
-    if key.role not in roles:
-        request.scope["refused_by_role"] = True
+    own(scope, key.ledger_id)
+    if key.role not in allowed.roles:
+        scope["refused_by_role"] = True
         raise NotAllowed(f"A key with the role {key.role} is not allowed to do this.")
     known = headers.ledger_history(request)
     if known is not None:

@@ -57,18 +57,19 @@ async def handle_command(
     """Carry a command out for the caller; `once` is false for what must happen again each time it is asked for."""
     if body.effective_at is not None:
         _refuse_effective_at(caller, "/effective_at", body.effective_at)
-    key = headers.idempotency_key(caller.request)
-    request = CommandMetadata(
-        ledger_id=caller.ledger_id,
-        actor=caller.actor(subject),
-        correlation_id=headers.correlation_id(caller.request),
-        causation_id=headers.causation_id(caller.request),
-        traceparent=headers.traceparent(caller.request),
+    request = caller.request
+    key = headers.idempotency_key(request)
+    metadata = CommandMetadata(
+        caller.key.ledger_id,
+        caller.actor(subject),
+        headers.correlation_id(request),
+        headers.causation_id(request),
+        headers.traceparent(request),
         idempotency_key=key if once else None,
         request_hash=caller.request_hash if key is not None and once else b"",
         effective_at=body.effective_at,
     )
-    return await caller.services.handler.handle(request, decide)
+    return await caller.services.handler.handle(metadata, decide)
 
 
 def ending(caller: Caller, field: str, sent: Ended | None) -> Ending | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from api.http.limits import GuessLimit, Limit
@@ -129,19 +129,23 @@ class SharedPlaces:
 
 def services_of(scope: Scope) -> Services:
     """Return the dependencies of the application that serves this request."""
-    return cast("Services", scope["app"].state.services)
+    services: Services = scope["app"].state.services
+    return services
 
 
 def limits_of(scope: Scope) -> Limits:
     """Return the buckets of the application that serves this request."""
-    return cast("Limits", scope["app"].state.limits)
+    limits: Limits = scope["app"].state.limits
+    return limits
 
 
 def current_codes_of(scope: Scope) -> CurrentCodes:
     """Return what finds codes as they are now."""
-    return cast("CurrentCodes", scope["app"].state.current_codes)
+    codes: CurrentCodes = scope["app"].state.current_codes
+    return codes
 
 
 def places_of(scope: Scope) -> SharedPlaces:
     """Return the places of the process that serves this request."""
-    return cast("SharedPlaces", scope["app"].state.places)
+    places: SharedPlaces = scope["app"].state.places
+    return places

@@ -25,6 +25,7 @@ _SPELLED: Final = {
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 _ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+_NO_LENGTH: Final = [b"0"]
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LAST_EVENT_ID: Final = re.compile(rf"(?:({_UUID.pattern}):)?(0|[1-9][0-9]{{0,17}})")
 # W3C Trace Context; a malformed one is to be ignored, not refused.
@@ -122,7 +123,8 @@ def bearer(request: Request) -> str | None:
 
 def has_body(request: Request) -> bool:
     """Tell whether the request announces a body."""
-    return text(request, b"content-length", "0") != "0" or b"transfer-encoding" in of(request)
+    given = of(request)
+    return given.get(b"content-length", _NO_LENGTH)[0] != b"0" or b"transfer-encoding" in given
 
 
 def media_type(request: Request) -> str | None:
@@ -174,8 +176,9 @@ def path_uuid(text: str, what: str) -> UUID:
 
 def of(request: Request) -> dict[bytes, list[bytes]]:
     """Return a request's headers by name in lower case."""
-    known: dict[bytes, list[bytes]] | None = request.scope.get(_BY_NAME)
-    return by_name(request.scope) if known is None else known
+    scope = request.scope
+    known: dict[bytes, list[bytes]] = scope[_BY_NAME] if _BY_NAME in scope else by_name(scope)
+    return known
 
 
 def by_name(scope: Scope) -> dict[bytes, list[bytes]]:

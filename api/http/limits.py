@@ -53,15 +53,15 @@ class Limit(Generic[K]):
         tokens = min(self._at_once, tokens + (now - since) * self._per_second)
         if tokens < 1:
             return (1 - tokens) / self._per_second
-        self._keep(key, tokens - 1, now)
+        self._buckets[key] = (tokens - 1, now)
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > MAX_KEYS:
+            self._buckets.popitem(last=False)
         return 0.0
 
     def take(self, key: K) -> None:
         """Take a token, on credit where there is none: what was let in together is paid for together."""
-        self._keep(key, self._tokens(key) - 1, self._clock())
-
-    def _keep(self, key: K, tokens: float, now: float) -> None:
-        self._buckets[key] = (tokens, now)
+        self._buckets[key] = (self._tokens(key) - 1, self._clock())
         self._buckets.move_to_end(key)
         if len(self._buckets) > MAX_KEYS:
             self._buckets.popitem(last=False)
@@ -114,6 +114,14 @@ class Slots(Generic[K]):
     def all(self) -> dict[K, int]:
         """Return how many places each key takes."""
         return self._taken.copy()
+
+    def take_below(self, key: K, most: int) -> bool:
+        """Take a place if the key has fewer than `most`, and tell whether it did."""
+        taken = self._taken.get(key, 0)
+        if taken >= most:
+            return False
+        self._taken[key] = taken + 1
+        return True
 
     def take(self, key: K, places: int = 1) -> None:
         """Take places."""

@@ -258,12 +258,11 @@ class Waiting:
     def of_key(self, exchange: Exchange, key: ApiKey) -> None:
         """Count a request that waits as its key's, where that and its ledger have room."""
         number = key.key_id.int
-        if self._keys.taken(number) >= self.of_a_key:
+        if not self._keys.take_below(number, self.of_a_key):
             raise Problem("too_many_requests", _CROWDED_BY_A_KEY, headers={"Retry-After": "1"})
-        if self._ledgers.taken(key.ledger_id) >= self.of_a_ledger:
+        if not self._ledgers.take_below(key.ledger_id, self.of_a_ledger):
+            self._keys.give_back(number)
             raise Problem("too_many_requests", _CROWDED_BY_A_LEDGER, headers={"Retry-After": "1"})
-        self._keys.take(number)
-        self._ledgers.take(key.ledger_id)
         exchange.key = key
 
     def end(self, exchange: Exchange) -> None:

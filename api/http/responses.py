@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
+@lru_cache(maxsize=256)
+def _in_lower_case(name: str) -> bytes:
+    """Return the name of a header as it is sent; there are few."""
+    return name.lower().encode("latin-1")
+
+
 class _Json(Response):
     """A response whose body is JSON, always: so its headers need not be looked through for what is missing."""
 
@@ -23,11 +30,12 @@ class _Json(Response):
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
         """Encode the headers, and add those of the body."""
-        self.raw_headers = [
-            *[(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()],
-            (b"content-length", b"%d" % len(self.body)),
-            (b"content-type", b"application/json"),
-        ]
+        self.raw_headers = raw_headers = []
+        if headers is not None:
+            for name, value in headers.items():
+                raw_headers.append((_in_lower_case(name), value.encode("latin-1")))
+        raw_headers.append((b"content-length", b"%d" % len(self.body)))
+        raw_headers.append((b"content-type", b"application/json"))
 
 
 def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -47,7 +55,8 @@ def replay_header(replayed: bool) -> dict[str, str]:
 
 def command_headers(result: CommandResult[Any], version: int) -> dict[str, str]:
     """Return the headers of a command's answer: the version that it left, and whether it is told again."""
-    return version_headers(version, result.position) | replay_header(result.replayed)
+    headers = version_headers(version, result.position)
+    return headers | replay_header(result.replayed) if result.replayed else headers
 
 
 def created_or_repeated(result: CommandResult[Any]) -> int:

@@ -37,7 +37,9 @@ class KnownFields:
             for name in excess:
                 del sent[name]
         for name, known in self.within.items():
-            inner, more = known.without_excess(sent.get(name))
+            if name not in sent:
+                continue
+            inner, more = known.without_excess(sent[name])
             if more:
                 sent = {**sent, name: inner}
                 left_out += more
