@@ -731,9 +731,10 @@ class Code(Recording, Aggregate):
 
     def end_at(self, moment: datetime | None) -> datetime:
         """Return the window's end as of a moment, or by all that is known."""
+        if not self.extensions:
+            return self.first_window.expires_at
         if moment is None:
-            set_by = in_effect(self.extensions)
-            return set_by[-1].expires_at if set_by else self.first_window.expires_at
+            return in_effect(self.extensions)[-1].expires_at
         return end_by(moment, self.first_window.expires_at, self.extensions)
 
     def extended_after(self, moment: datetime) -> bool:

@@ -6,13 +6,16 @@ Plain ASGI, around the whole application: what breaks inside is answered here, a
 from __future__ import annotations
 
 import asyncio
-import functools
+import itertools
 import logging
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect, Request
 
 from api.http import headers
@@ -22,8 +25,9 @@ from api.http.problems import Problem, as_problem
 from infra.ids import random_16
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from prometheus_client import Metric
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,13 +48,7 @@ MAX_WAITING: Final = 2_000
 MAX_WAITING_OF_A_LEDGER: Final = MAX_WAITING // 2
 MAX_WAITING_OF_A_KEY: Final = MAX_WAITING_OF_A_LEDGER // 2
 
-_REQUESTS: Final = Counter("sparkledger_http_requests", "Requests answered.", ["method", "route", "status"])
-_SECONDS: Final = Histogram(
-    "sparkledger_http_request_seconds",
-    "The time from the first byte of a request to the last byte of its response.",
-    ["method", "route"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-)
+_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _IN_FLIGHT: Final = Gauge("sparkledger_http_requests_in_flight", "Requests in progress.")
 # Counted in a set, which costs less than the gauge's lock, twice for each request.
 _in_flight: Final[set[Exchange]] = set()
@@ -88,10 +86,58 @@ _STOPPED_IN_DOUBT: Final = (
 log = logging.getLogger(__name__)
 
 
-@functools.lru_cache(maxsize=1024)
-def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    """Return the time series of an answer; looking them up by label takes longer than counting."""
-    return _REQUESTS.labels(method, route, str(status)), _SECONDS.labels(method, route)
+class _Answers:
+    """The answers with the same labels: how many took how long."""
+
+    __slots__ = ("seconds", "within")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        # By bucket; the last one is of those that took longer than any.
+        self.within = [0] * (len(_BUCKETS_S) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.within[bisect_left(_BUCKETS_S, seconds)] += 1
+
+
+class _Answered(Collector):
+    """The answers of this process. They are counted in its one thread, so without a lock for each of three figures."""
+
+    def __init__(self) -> None:
+        self._by_labels: dict[tuple[str, str, int], _Answers] = {}
+
+    def add(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count an answer. Methods, routes and statuses are those of the application, so there are few of them."""
+        labels = (method, route, status)
+        answers = self._by_labels.get(labels)
+        if answers is None:
+            answers = self._by_labels[labels] = _Answers()
+        answers.add(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each figure; another thread may render them."""
+        requests = CounterMetricFamily(
+            "sparkledger_http_requests", "Requests answered.", labels=["method", "route", "status"]
+        )
+        seconds = HistogramMetricFamily(
+            "sparkledger_http_request_seconds",
+            "The time from the first byte of a request to the last byte of its response.",
+            labels=["method", "route"],
+        )
+        by_route: dict[tuple[str, str], list[_Answers]] = {}
+        for (method, route, status), answers in list(self._by_labels.items()):
+            requests.add_metric([method, route, str(status)], sum(answers.within))
+            by_route.setdefault((method, route), []).append(answers)
+        for labels, of_route in by_route.items():
+            up_to = itertools.accumulate(map(sum, zip(*(answers.within for answers in of_route), strict=True)))
+            buckets = [(str(bound), float(count)) for bound, count in zip((*_BUCKETS_S, "+Inf"), up_to, strict=True)]
+            seconds.add_metric(labels, buckets, sum(answers.seconds for answers in of_route))
+        yield from (requests, seconds)
+
+
+_answered: Final = _Answered()
+REGISTRY.register(_answered)
 
 
 def _labels(scope: Scope) -> tuple[str, str]:
@@ -165,9 +211,7 @@ class RequestMiddleware:
             _in_flight.discard(exchange)
             exchange.end()
             if handed_over is None:
-                requests, seconds = _series(*_labels(scope), exchange.status)
-                requests.inc()
-                seconds.observe(time.perf_counter() - began)
+                _answered.add(*_labels(scope), exchange.status, time.perf_counter() - began)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         # No problem that was raised has a name here: it knows this frame, and each would be left to the collector.
@@ -340,10 +384,11 @@ class Exchange:
 
     def end(self) -> None:
         """Wait no longer, and have no time limit any more: the answer begins, or there is none. Repeats do nothing."""
-        if self._deadline is not None:
-            self._deadline.cancel()
+        deadline = self._deadline
+        if deadline is not None:
+            deadline.cancel()
             self._deadline = None
-        self._waiting.end(self)
+            self._waiting.end(self)
 
     def of_key(self, key: ApiKey) -> None:
         """Let the request wait as one of a key's, now that it is known whose it is.

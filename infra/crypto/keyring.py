@@ -194,7 +194,10 @@ class Keyring:
             Refused: `creator_erased`, where the key was destroyed.
 
         """
-        creator = (await self.ledger(ledger_id)).claim("creator", creator_id)
+        return await self.creator_by_claim(ledger_id, (await self.ledger(ledger_id)).claim("creator", creator_id))
+
+    async def creator_by_claim(self, ledger_id: int, creator: bytes) -> CreatorKey:
+        """Return the same key, by the hash of the creator's name in claims."""
         known = self._creators.get((ledger_id, creator))
         if known is not None:
             return known

@@ -322,9 +322,11 @@ class CommandHandler:
             if secret:
                 assert isinstance(aggregate, Code | Creator)  # noqa: S101 - of accounts and videos nothing is sealed
                 if key is None:
-                    key = await self._keyring.creator(metadata.ledger_id, aggregate.creator_id)
+                    claim = repository.claim("creator", aggregate.creator_id)
+                    key = await self._keyring.creator_by_claim(metadata.ledger_id, claim)
                 where = associated_data(metadata.ledger_id, stream_id, version, event_id, type_)
                 key_id, commitment, sealed = key.seal(secret, where)
+            effective_at = event.timestamp if _dated(metadata, when, event) else None
             rows.append(
                 EventRow(
                     stream_id,
@@ -332,34 +334,39 @@ class CommandHandler:
                     event_id,
                     type_,
                     type_version,
-                    effective_at=event.timestamp if _dated(metadata, when, event) else None,
-                    creator_stream=creator_stream,
-                    causation_id=causation_id or metadata.causation_id,
-                    key_id=key_id,
-                    commitment=commitment,
-                    body=body,
-                    sealed=sealed,
+                    effective_at,
+                    creator_stream,
+                    causation_id or metadata.causation_id,
+                    key_id,
+                    commitment,
+                    body,
+                    sealed,
                 )
             )
+        expected_versions = _expected_versions(decision, events)
+        for read in decision.also_read:
+            expected_versions.append((read.id, read.version))
+        creator_id = video_id = None
+        if isinstance(aggregate, Code):
+            creator_id, video_id = aggregate.creator_id, aggregate.video_id
+        elif isinstance(aggregate, Creator):
+            creator_id = aggregate.creator_id
         return Append(
-            ledger_id=metadata.ledger_id,
-            events=rows,
-            expected_versions=[
-                *_expected_versions(decision, events),
-                *[(read.id, read.version) for read in decision.also_read],
-            ],
-            claims=[(repository.claim(claim.kind, claim.name), claim.expected, claim.new) for claim in decision.claims],
-            role=actor.role,
-            source=actor.source,
-            command_id=command_id,
-            subject=actor.subject,
+            metadata.ledger_id,
+            rows,
+            expected_versions,
+            [(repository.claim(kind, name), expected, new) for kind, name, expected, new in decision.claims],
+            actor.role,
+            actor.source,
+            command_id,
+            actor.subject,
             api_key=None if actor.role == "clock" else _key_id(actor.key_id),
             idempotency=idempotency,
             request_hash=metadata.request_hash,
             correlation_id=metadata.correlation_id,
             traceparent=metadata.traceparent,
-            creator_id=aggregate.creator_id if isinstance(aggregate, Code | Creator) else None,
-            video_id=aggregate.video_id if isinstance(aggregate, Code) else None,
+            creator_id=creator_id,
+            video_id=video_id,
             valid_until=None if metadata.effective_at is not None else decision.valid_until,
             cached_in=repository.cached_in if repository.used_stale else None,
         )
@@ -373,16 +380,15 @@ class CommandHandler:
         outcome: Appended,
     ) -> None:
         """Cache the aggregates and the claims that an append changed."""
-        position, creator_stream = outcome.last - len(events), append.events[0].creator_stream
+        rows = append.events
+        position, creator_stream = outcome.last - len(events), rows[0].creator_stream
         changed: Any
         for changed in _changed(decision):
-            position += len(_own(decision, events, changed))
-            before: Loaded | None = repository.loaded.get(changed.id)
-            event_ids = (
-                *(() if before is None else before.event_ids),
-                *(row.event_id for row in append.events if row.stream_id == changed.id),
-            )
-            self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream, event_ids))
+            own: list[UUID] = [row.event_id for row in rows if not decision.also_changed or row.stream_id == changed.id]
+            position += len(own)
+            before = repository.loaded.get(changed.id)
+            earlier: Sequence[UUID] = () if before is None else before.event_ids
+            self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream, (*earlier, *own)))
         for claim, _, holder in append.claims:
             self._cache.keep_claim(append.ledger_id, claim, holder)
 
@@ -447,14 +453,16 @@ def _appended(decision: Decision[A], events: Sequence[Event], append: Append, ou
     The aggregate is the one that a replay of the log would make: events that took effect on recording bear that moment.
     Events only assign, so it is enough to apply them again, with their final times.
     """
-    undated = [event for event, row in zip(events, append.events, strict=True) if row.effective_at is None]
-    for event in undated:
-        vars(event)["timestamp"] = outcome.recorded_at
+    undated = False
+    for event, row in zip(events, append.events, strict=True):
+        if row.effective_at is None:
+            undated = True
+            vars(event)["timestamp"] = outcome.recorded_at
     changed: Any
     for changed in _changed(decision) if undated else ():
         for event in _own(decision, events, changed):
             event.apply(changed)
-            changed.modified_on = event.timestamp
+            vars(changed)["_modified_on"] = event.timestamp
             if event.originator_version == 1:
                 vars(changed)["_created_on"] = event.timestamp
     return CommandResult(
@@ -469,12 +477,15 @@ def _appended(decision: Decision[A], events: Sequence[Event], append: Append, ou
 
 def _changed(decision: Decision[A]) -> tuple[AnyAggregate, ...]:
     """Return the aggregates that a decision changes, in the order in which their events are appended."""
-    return (*decision.also_changed, decision.aggregate)
+    return (*decision.also_changed, decision.aggregate) if decision.also_changed else (decision.aggregate,)
 
 
 def _collected(decision: Decision[A]) -> list[Event]:
     """Return the events that a decision wants appended, in their order."""
-    return [cast("Event", event) for changed in _changed(decision) for event in changed.collect_events()]
+    collected: list[Event] = []
+    for changed in _changed(decision):
+        collected += cast("Sequence[Event]", changed.collect_events())
+    return collected
 
 
 def _causation_ids(

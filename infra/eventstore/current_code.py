@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from domain.code import Code
 from infra.eventstore.repository import loaded
 from infra.postgres.batch_loader import BatchLoader
-from projections.engine.array_columns import Uuids
+from projections.engine.array_columns import UuidNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from infra.postgres.pool import Database, LedgerConnection
 
 _LAST_EVENTS: Final = """
-    SELECT x.stream_id, e.event_id
-    FROM unnest(%b) AS x (stream_id)
+    SELECT x.number, uuid_send(e.event_id)
+    FROM unnest(%b) WITH ORDINALITY AS x (stream_id, number)
     CROSS JOIN LATERAL (
         SELECT e.event_id
         FROM events e
@@ -43,6 +43,7 @@ class CurrentCodes:
         """Take the sessions to read with, and what reads aggregates and has their cache."""
         self._database = database
         self._aggregates = aggregates
+        # By the numbers of ids: a UUID's own hash and comparison are computed in Python.
         self._last_event = BatchLoader(self._last_events)
 
     async def find(self, ledger_id: int, code_id: UUID) -> Loaded | None:
@@ -54,7 +55,7 @@ class CurrentCodes:
         """
         cache = self._aggregates.cache
         known = cache.aggregate(ledger_id, code_id)
-        if known is not None and await self._last_event(ledger_id, code_id) == known.event_ids[-1]:
+        if known is not None and await self._last_event(ledger_id, code_id.int) == known.event_ids[-1].int:
             return known if isinstance(known.aggregate, Code) else None
         session = cache.writer_session
         stream = await self._aggregates.code_stream(ledger_id, code_id)
@@ -65,9 +66,10 @@ class CurrentCodes:
             cache.keep(ledger_id, found)
         return found
 
-    async def _last_events(self, ledger_id: int, stream_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    async def _last_events(self, ledger_id: int, stream_ids: Sequence[int]) -> dict[int, int]:
         async def query(connection: LedgerConnection) -> list[Any]:
-            await connection.reused.execute(_LAST_EVENTS, (Uuids(stream_ids), ledger_id), prepare=True)
+            await connection.reused.execute(_LAST_EVENTS, (UuidNumbers(stream_ids), ledger_id), prepare=True)
             return await connection.reused.fetchall()
 
-        return dict(await self._database.read(ledger_id, query))
+        rows = await self._database.read(ledger_id, query)
+        return {stream_ids[number - 1]: int.from_bytes(event_id) for number, event_id in rows}

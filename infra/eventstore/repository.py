@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from itertools import takewhile
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from domain.advertiser import Advertiser, replay_advertiser
 from domain.code import Code, replay_code
@@ -129,7 +128,8 @@ class Repository:
 
     async def creator(self, creator_id: str) -> Creator | None:
         """Load a creator by claim."""
-        return cast("Creator | None", await self._claimed("creator", creator_id, else_read=True))
+        holder: Any = await self._claimed("creator", creator_id, else_read=True)
+        return holder  # type: ignore[no-any-return] # nothing else claims a creator
 
     async def advertiser(self, advertiser_id: str) -> Advertiser | None:
         """Load an advertiser account by claim."""
@@ -165,27 +165,23 @@ class Repository:
 
         A stale answer takes a secret never seen here for a new one.
         """
-        return cast("Code | None", await self._claimed("secret", secret_name(secret), else_read=False))
+        holder: Any = await self._claimed("secret", secret_name(secret), else_read=False)
+        return holder  # type: ignore[no-any-return] # as above
 
     async def of_video(self, video_id: str) -> OfVideo:
         """Load what holds a video's claims; a stale answer leaves out what was never seen here."""
         holders: list[AnyAggregate] = []
-        at_once = 1 if self._allow_stale else CODES_AT_ONCE
         while True:
-            numbers = range(len(holders) + 1, len(holders) + 1 + at_once)
-            found = await self._holders("video", [video_claim(video_id, number) for number in numbers])
-            known = list(takewhile(lambda holder: holder is not None, found))
-            holders += cast("list[AnyAggregate]", known)
-            if len(known) < at_once:
-                break
-        codes = [holder for holder in holders if isinstance(holder, Code)]
-        return OfVideo(codes, next((holder for holder in holders if isinstance(holder, Video)), None))
-
-    async def _holders(self, kind: str, names: Sequence[str]) -> Sequence[AnyAggregate | None]:
-        """Load what claims some names, in one query where there is anything to ask."""
-        if self._allow_stale:
-            return [await self._claimed(kind, name, else_read=False) for name in names]
-        return await asyncio.gather(*(self._claimed(kind, name, else_read=False) for name in names))
+            number = len(holders) + 1
+            if self._allow_stale:  # one by one: in the cache there is nothing to wait for
+                found = [await self._claimed("video", video_claim(video_id, number), else_read=False)]
+            else:
+                names = [video_claim(video_id, n) for n in range(number, number + CODES_AT_ONCE)]
+                found = await asyncio.gather(*(self._claimed("video", name, else_read=False) for name in names))
+            for holder in found:
+                if holder is None:
+                    return _of_video(holders)
+                holders.append(holder)
 
     def fingerprint(self, text: str) -> str:
         """Hash a text with the ledger's key."""
@@ -193,7 +189,7 @@ class Repository:
 
     async def note_mark(self, creator_id: str, text: str) -> str:
         """Hash a note with its creator's key: once the key is destroyed, nobody can test what a note was."""
-        return (await self._keyring.creator(self._ledger_id, creator_id)).mark(text)
+        return (await self._keyring.creator_by_claim(self._ledger_id, self.claim("creator", creator_id))).mark(text)
 
     def claim(self, kind: str, name: str) -> bytes:
         """Hash a name that one stream can claim; each is hashed once."""
@@ -232,6 +228,13 @@ class Repository:
         self.loaded[known.aggregate.id] = known
         self._cache.keep(self._ledger_id, known)
         return copied(known.aggregate)
+
+
+def _of_video(holders: list[AnyAggregate]) -> OfVideo:
+    if not holders:
+        return OfVideo([])
+    codes = [holder for holder in holders if isinstance(holder, Code)]
+    return OfVideo(codes, next((holder for holder in holders if isinstance(holder, Video)), None))
 
 
 def loaded(stream: Sequence[RecordedEvent]) -> Loaded:
