@@ -231,7 +231,7 @@ async def lookup_code(body: LookupCode, caller: Annotated[Caller, allow("brand",
         note_read(caller, None)
         raise
     content = _covered(code, caller.services.now())
-    return answer(content, 200, version_headers(code.command_version, session.loaded[code.id].position))
+    return answer(content, 200, version_headers(code.command_version, session.loaded[code.id.int].position))
 
 
 @router.post(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 from uuid import UUID
 
 import orjson
@@ -91,21 +91,24 @@ _CLOCK_SKEW: Final = timedelta(days=1)
 _PURGE: Final = "SELECT purge_accesses(%s, %s)"
 
 
-@dataclass(frozen=True, slots=True)
-class AccessSubject:
+class _Subject(NamedTuple):
+    code_id: UUID | None
+    creator_id: str | None
+    video_id: str | None
+
+
+class AccessSubject(_Subject):
     """The code, the creator and the video that were read or asked for, where each is one.
 
     A creator is entered in the canonical form of their id, however it is spelled.
     """
 
-    code_id: UUID | None = None
-    creator_id: str | None = None
-    video_id: str | None = None
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
+    def __new__(cls, code_id: UUID | None = None, creator_id: str | None = None, video_id: str | None = None) -> Self:
         """Reduce the creator's id."""
-        if self.creator_id is not None:
-            object.__setattr__(self, "creator_id", creator_name(self.creator_id.lstrip("@")))
+        name = None if creator_id is None else creator_name(creator_id.lstrip("@"))
+        return super().__new__(cls, code_id, name, video_id)
 
 
 NOTHING: Final = AccessSubject()

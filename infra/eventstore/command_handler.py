@@ -251,7 +251,7 @@ class CommandHandler:
         results: dict[UUID, CommandResult[A] | Exception] = {}
         unchanged: dict[UUID, CommandResult[A]] = {}
         pending: list[tuple[UUID, Decision[A], Sequence[Event], Append]] = []
-        for stream_id in repository.loaded:
+        for stream_id in [one for one in decides if one.int in repository.loaded]:
             now = self.now()
             when = When(now, metadata.effective_at or now)
             try:
@@ -386,7 +386,7 @@ class CommandHandler:
         for changed in _changed(decision):
             own: list[UUID] = [row.event_id for row in rows if not decision.also_changed or row.stream_id == changed.id]
             position += len(own)
-            before = repository.loaded.get(changed.id)
+            before = repository.loaded.get(changed.id.int)
             earlier: Sequence[UUID] = () if before is None else before.event_ids
             self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream, (*earlier, *own)))
         for claim, _, holder in append.claims:
@@ -405,7 +405,7 @@ class CommandHandler:
 
         To answer that a command changes nothing is to answer that what it asks for is recorded.
         """
-        event_ids = repository.loaded[stream_id].event_ids
+        event_ids = repository.loaded[stream_id.int].event_ids
         return bool(await self._events.recorded(ledger_id, EventAt(stream_id, len(event_ids), event_ids[-1])))
 
     async def _first_result(self, metadata: CommandMetadata, idempotency: bytes) -> CommandResult[Any] | None:
@@ -443,7 +443,7 @@ def _may_repeat(refusal: Refused | None, events: Sequence[Event]) -> bool:
 def _unchanged(repository: Repository, when: When, decision: Decision[A]) -> CommandResult[A]:
     """Return the result of a command that changes nothing."""
     aggregate = decision.aggregate
-    loaded = repository.loaded[aggregate.id]
+    loaded = repository.loaded[aggregate.id.int]
     return CommandResult(aggregate, loaded.position, when.now, 0, replayed=False, creator_stream=loaded.creator_stream)
 
 
@@ -498,7 +498,7 @@ def _causation_ids(
             found.append(None)
             continue
         stream_id, version = cause
-        known = repository.loaded.get(stream_id)
+        known = repository.loaded.get(stream_id.int)
         earlier = () if known is None else known.event_ids
         if version <= len(earlier):
             found.append(earlier[version - 1])
@@ -536,7 +536,7 @@ def _dated(metadata: CommandMetadata, when: When, event: Event) -> bool:
 def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
     """Return the stream of the creator whom it concerns: their own, or the one that their code was recorded with."""
     aggregate = decision.aggregate
-    loaded = repository.loaded.get(aggregate.id)
+    loaded = repository.loaded.get(aggregate.id.int)
     if loaded is not None:
         return loaded.creator_stream
     if not isinstance(aggregate, Code):

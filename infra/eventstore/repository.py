@@ -95,7 +95,7 @@ class Repository:
     Attributes:
         cached_in: the number of the writer's session during which everything in the cache was seen.
         used_stale: whether any answer may be out of date: then only an append can confirm it.
-        loaded: the aggregates that were read, by stream, as the log or the cache has them.
+        loaded: the aggregates that were read, by the number of their stream, as the log or the cache has them.
 
     """
 
@@ -123,7 +123,7 @@ class Repository:
         self._allow_stale = allow_stale
         self.cached_in = cache.writer_session
         self.used_stale = False
-        self.loaded: dict[UUID, Loaded] = {}
+        self.loaded: dict[int, Loaded] = {}
         self._claims: dict[tuple[str, str], bytes] = {}
 
     async def creator(self, creator_id: str) -> Creator | None:
@@ -147,11 +147,11 @@ class Repository:
         streams = await self._events.streams(self._ledger_id, stream_ids)
         for stream_id, stream in streams.items():
             with suppress(Exception):
-                self.loaded[stream_id] = loaded(stream)
+                self.loaded[stream_id.int] = loaded(stream)
 
     async def code(self, code_id: UUID) -> Code:
         """Load a code by its stream."""
-        prefetched = self.loaded.get(code_id)
+        prefetched = self.loaded.get(code_id.int)
         known = self._cached(code_id) if prefetched is None else copied(prefetched.aggregate)
         if known is None:
             stream = await self._events.stream(self._ledger_id, code_id)
@@ -220,12 +220,12 @@ class Repository:
         if known is None:
             return None
         self.used_stale = True
-        self.loaded[stream_id] = known
+        self.loaded[stream_id.int] = known
         return copied(known.aggregate)
 
     def _keep(self, stream: Sequence[RecordedEvent]) -> AnyAggregate:
         known = loaded(stream)
-        self.loaded[known.aggregate.id] = known
+        self.loaded[known.aggregate.id.int] = known
         self._cache.keep(self._ledger_id, known)
         return copied(known.aggregate)
 
