@@ -40,6 +40,7 @@ class Statement:
         self._done: Done | None = None
         self._socket = -1
         self._flushed = True
+        self._watching = False
         self._sent_at = 0.0
 
     async def prepare(self, text: str, types: Sequence[int]) -> None:
@@ -96,7 +97,9 @@ class Statement:
             raise
         loop = asyncio.get_running_loop()
         self._done, self._socket, self._sent_at = done, pgconn.socket, loop.time()
-        loop.add_reader(self._socket, self._ready)
+        if not self._watching:
+            self._watching = True
+            loop.add_reader(self._socket, self._ready)
         if not self._flushed:
             loop.add_writer(self._socket, self._ready)
 
@@ -121,13 +124,18 @@ class Statement:
             self._pgconn.finish()
             done([], error)
             return
-        done, results = self._end()
+        done, results = self._taken()
         try:
-            rows = self._loaded(results)
-        except Exception as error:  # noqa: BLE001 - as above
-            done([], error)
-        else:
-            done(rows, None)
+            try:
+                rows = self._loaded(results)
+            except Exception as error:  # noqa: BLE001 - as above
+                done([], error)
+            else:
+                done(rows, None)
+        finally:
+            # Often the next call follows at once. To begin to watch a socket and to end it takes longer than the rest.
+            if self._done is None:
+                self._unwatch()
 
     def _finished(self) -> bool:
         """Send and read what can be now; tell whether the server is ready for the next statement."""
@@ -152,10 +160,18 @@ class Statement:
 
     def _end(self) -> tuple[Done, list[PGresult]]:
         """Stop waiting for the socket, which may be closed already; return who waits, and what was read."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._socket)
+        self._unwatch()
         if not self._flushed:
-            loop.remove_writer(self._socket)
+            asyncio.get_running_loop().remove_writer(self._socket)
+        return self._taken()
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            asyncio.get_running_loop().remove_reader(self._socket)
+
+    def _taken(self) -> tuple[Done, list[PGresult]]:
+        """Return who waits, and what was read: the call is over."""
         done, results = self._done, self._results
         assert done is not None  # noqa: S101 - it is called once for each call
         self._done, self._results = None, []

@@ -38,6 +38,24 @@ def test_an_expiry_is_counted_once_the_clock_has_recorded_it(world: World) -> No
     assert figures(world)["sparkledger_expiry_failing_codes"] == 0
 
 
+def test_an_answer_is_counted_by_its_route_and_status_and_by_its_time(world: World) -> None:
+    labels, unknown = 'method="GET",route="/v1/codes/{code_id}"', "0199b2f0-7c1e-7a11-8f0e-3a5c7d9e1b20"
+
+    def counted() -> dict[str, float]:
+        lines = [line.rsplit(" ", 1) for line in world.client.get("/metrics").text.splitlines() if labels in line]
+        return {name.replace(labels, "…"): float(value) for name, value in lines}
+
+    before = counted()
+    world.client.get(f"/v1/codes/{unknown}")
+    after = {name: value - before.get(name, 0) for name, value in counted().items()}
+    assert after['sparkledger_http_requests_total{…,status="404"}'] == 1
+    assert after["sparkledger_http_request_seconds_count{…}"] == 1
+    assert 0 < after["sparkledger_http_request_seconds_sum{…}"] < 30
+    buckets = [value for name, value in after.items() if name.startswith("sparkledger_http_request_seconds_bucket")]
+    assert buckets == sorted(buckets)
+    assert after['sparkledger_http_request_seconds_bucket{le="+Inf",…}'] == 1
+
+
 @pytest.mark.long("the whole program starts with another setting")
 def test_on_a_port_of_their_own_the_figures_are_there_alone_and_alone_there(server_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:

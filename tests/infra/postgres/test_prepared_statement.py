@@ -83,6 +83,25 @@ async def test_whoever_is_cancelled_in_a_call_closes_the_session(opened: Opened,
     assert connection.closed
 
 
+async def test_a_call_that_is_sent_when_another_one_ends_is_answered_too(connection: LedgerConnection) -> None:
+    statement = Statement(connection, "sum", 2)
+    await statement.prepare(SUM, (Byteas.oid, Ints.oid))
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    answers: list[object] = []
+
+    def ended(rows: list[object], error: Exception | None) -> None:
+        answers.append(error or rows)
+        if len(answers) < 3:
+            statement.send(sent(Byteas([b"a"]), Ints([len(answers)])), ended)
+        else:
+            over.set_result(None)
+
+    statement.send(sent(Byteas([b"a"]), Ints([0])), ended)
+    await over
+    assert answers == [[(1, 0)], [(1, 1)], [(1, 2)]]
+    assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
+
+
 @pytest.mark.parametrize("columns", [[Byteas([b"ab"]), Ints([1])], [Byteas(LARGE), Ints([1] * 8)]])
 async def test_a_session_that_was_ended_is_known_to_be_closed(
     opened: Opened, connection: LedgerConnection, columns: list[Byteas | Ints]
