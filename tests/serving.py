@@ -27,6 +27,7 @@ from typing import IO, Any, Self
 import httpx
 import psycopg
 import uvicorn
+import uvloop
 
 from api.console.visit import Console
 from api.http.app import create_app
@@ -252,7 +253,7 @@ class Serving:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            uvloop.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - the test's own thread raises it
             self._failure = error
             self._ready.set()

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.absent import absent
-from tests.conftest import COLLECTED, TOGETHER
+from tests.conftest import COLLECTED, LEFT_OUT, TOGETHER, pytest_collection_modifyitems
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -118,6 +121,55 @@ def test_every_test_belongs_to_exactly_one_tier(request: pytest.FixtureRequest) 
         texts = [file.read_text() for file in (ROOT / "tests" / folder).rglob("test_*.py")]
         assert bool(texts) == bool(files)
         assert [text for text in texts if "mark.long" in text] == []
+
+
+@dataclass(eq=False)
+class Found:
+    """A test as pytest collects it, as far as tiers look at it."""
+
+    nodeid: str
+    long: bool
+
+    @property
+    def path(self) -> Path:
+        return ROOT / self.nodeid.partition("::")[0]
+
+    def get_closest_marker(self, name: str) -> object:
+        return name if self.long and name == "long" else None
+
+
+@pytest.mark.parametrize(
+    ("tier", "named", "kept", "left_out"),
+    [
+        (None, "tests", {"quick", "long", "long elsewhere"}, 0),
+        ("test", "tests", {"quick"}, 2),
+        ("long", "tests", {"long", "long elsewhere"}, 1),
+        # Who names a file or a test wants it.
+        ("test", "tests/test_canary.py", {"quick", "long"}, 1),
+        ("test", "tests/test_canary.py::long", {"quick", "long"}, 1),
+        ("long", "tests/test_canary.py", {"long", "long elsewhere"}, 1),
+    ],
+)
+def test_a_tier_keeps_its_own_tests_and_all_that_are_named(
+    tier: str | None, named: str, kept: set[str], left_out: int
+) -> None:
+    found = [
+        Found("tests/test_canary.py::quick", long=False),
+        Found("tests/test_canary.py::long", long=True),
+        Found("tests/console/test_firefox.py::long elsewhere", long=True),
+    ]
+    config: Any = SimpleNamespace(
+        stash=pytest.Stash(),
+        getoption=lambda _name: tier,
+        args=[named],
+        invocation_params=SimpleNamespace(dir=ROOT),
+        hook=SimpleNamespace(pytest_deselected=lambda items: None),
+    )
+    items: Any = found
+    pytest_collection_modifyitems(config, items)
+
+    assert {item.nodeid.partition("::")[2] for item in found} == kept
+    assert config.stash.get(LEFT_OUT, 0) == left_out
 
 
 def test_every_long_test_says_why() -> None:
@@ -231,6 +283,7 @@ def test_make_help_lists_every_target_and_is_the_default() -> None:
     assert run("make") == listed
 
 
+@pytest.mark.long("make starts pytest, which collects")
 @pytest.mark.parametrize(
     ("target", "args", "expected"),
     [

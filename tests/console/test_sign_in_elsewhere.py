@@ -29,6 +29,8 @@ from tests.infra.auth.provider import SECRET, Provider
 from tests.keys import master_key_of
 from tests.serving import Server
 
+pytestmark = pytest.mark.long("a server starts, and an identity provider")
+
 
 @dataclass(frozen=True)
 class Place:

@@ -338,6 +338,7 @@ def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(ready: Path
                 wait_until_gone(process.pid)
 
 
+@pytest.mark.long("a cluster is made again and again")
 def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(place: Path) -> None:
     script = f"""
 import os, signal

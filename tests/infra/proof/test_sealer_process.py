@@ -60,6 +60,7 @@ def sealers(opened: Opened, tmp_path: Path) -> Iterator[Sealers]:
         yield Sealers(opened, tmp_path, stack)
 
 
+@pytest.mark.long("a sealer starts")
 async def test_a_sealer_seals_what_is_recorded_and_ends_when_told_to(
     opened: Opened, tenant: Tenant, sealers: Sealers, tmp_path: Path
 ) -> None:
