@@ -7,6 +7,8 @@ column is all NULL or its integers grow, so that the same statement would be pre
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from types import UnionType
@@ -22,6 +24,7 @@ from psycopg.pq import Format
 _NULL: Final = b"\xff\xff\xff\xff"
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_DAY_S: Final = 86_400
 _length: Final = struct.Struct(">i").pack
 _four_bytes: Final = struct.Struct(">ii").pack
 _eight_bytes: Final = struct.Struct(">iq").pack
@@ -37,6 +40,8 @@ _SMALL: Final = {None: _NULL} | {n: _four_bytes(4, n) for n in range(-64, 4_096)
 _SMALL_BIG: Final = {None: _NULL} | {n: _eight_bytes(8, n) for n in range(-64, 4_096)}
 # A column of texts in which each occurs so often, on average, is encoded by looking each up.
 _REPEATED: Final = 3
+# From so many values on, it pays to encode a column as a whole.
+_MANY: Final = 64
 _TRUE: Final = _length(1) + b"\x01"
 _FALSE: Final = _length(1) + b"\x00"
 
@@ -67,6 +72,11 @@ class Array:
         """Return each value after its length; in one loop, because a call for each value would double the cost."""
         raise NotImplementedError
 
+    @staticmethod
+    def of_many(values: Sequence[Any]) -> bytes | None:  # noqa: ARG004 - most types have no such way
+        """Return many values as `elements` does, joined, if there is a quicker way for these; else None."""
+        return None
+
 
 class Ints(Array):
     oid, element_oid = 1007, 23
@@ -88,6 +98,10 @@ class Bigints(Array):
             return [*map(_SMALL_BIG.__getitem__, values)]
         except KeyError:
             return [_NULL if value is None else _eight_bytes(8, value) for value in values]
+
+    @staticmethod
+    def of_many(values: Sequence[int | None]) -> bytes | None:
+        return None if None in values else _eights(values)  # type: ignore[arg-type] # none is None
 
 
 class Booleans(Array):
@@ -139,7 +153,11 @@ class Documents(Array):
 
     @staticmethod
     def elements(values: Sequence[Any]) -> list[bytes]:
-        return _texts([None if value is None else orjson.dumps(value) for value in values])
+        # Each is copied at once. Of each that is kept, orjson gives most of a kilobyte back to the system.
+        try:
+            return [_NULL if v is None else _LENGTHS[len(text := orjson.dumps(v))] + text for v in values]
+        except IndexError:
+            return _texts([None if value is None else orjson.dumps(value) for value in values])
 
 
 class Times(Array):
@@ -148,6 +166,14 @@ class Times(Array):
     @staticmethod
     def elements(values: Sequence[datetime | None]) -> list[bytes]:
         return [_NULL if value is None else _eight_bytes(8, (value - _EPOCH) // _MICROSECOND) for value in values]
+
+    @staticmethod
+    def of_many(values: Sequence[datetime | None]) -> bytes | None:
+        if None in values:
+            return None
+        # Three quarters of the time of dividing by a microsecond.
+        passed = [value - _EPOCH for value in values]  # type: ignore[operator] # none is None
+        return _eights([(x.days * _DAY_S + x.seconds) * 1_000_000 + x.microseconds for x in passed])
 
 
 class Uuids(Array):
@@ -175,12 +201,30 @@ def _texts(encoded: Sequence[bytes | None]) -> list[bytes]:
         return [_NULL if text is None else _length(len(text)) + text for text in encoded]
 
 
-def encoded(array: Array) -> bytes:
+def _eights(numbers: Sequence[int]) -> bytes:
+    """Return numbers of eight bytes, each after its length, without a step of Python for each."""
+    in_order = array("q", numbers)
+    lengths = array("I", [8]) * len(numbers)
+    if sys.byteorder == "little":
+        in_order.byteswap()
+        lengths.byteswap()
+    halves = array("I")
+    halves.frombytes(in_order.tobytes())
+    words = array("I", bytes(12 * len(numbers)))
+    words[0::3], words[1::3], words[2::3] = lengths, halves[0::2], halves[1::2]
+    return words.tobytes()
+
+
+def encoded(column: Array) -> bytes:
     """Return a column as an array of one dimension in PostgreSQL's binary format."""
-    elements = array.elements(array.values)
-    if elements.count(_NULL) == len(elements):
-        return _empty(0, 0, array.element_oid)
-    return _header(1, 1, array.element_oid, len(elements), 1) + b"".join(elements)
+    values = column.values
+    count = len(values)
+    if count >= _MANY and (joined := column.of_many(values)) is not None:
+        return _header(1, 1, column.element_oid, count, 1) + joined
+    elements = column.elements(values)
+    if elements.count(_NULL) == count:
+        return _empty(0, 0, column.element_oid)
+    return _header(1, 1, column.element_oid, count, 1) + b"".join(elements)
 
 
 class _ArrayDumper(Dumper):

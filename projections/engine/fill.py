@@ -49,10 +49,10 @@ class UnwrittenRows(Generic[R]):
         """Take the view, and the suffix of its tables."""
         self._view = view
         self._suffix = suffix
-        # Rows that are not in the table, rows that are, and those that are being written now.
+        # Rows that are not in the table, rows that are, and those of both that are being written now.
         self._created: dict[Key, R] = {}
         self._updated: dict[Key, R] = {}
-        self._written: dict[Key, R] = {}
+        self._written: tuple[dict[Key, R], dict[Key, R]] = ({}, {})
         self._secondary: dict[type, dict[Any, Any]] = {table.row: {} for table in view.secondary}
 
     @property
@@ -67,15 +67,17 @@ class UnwrittenRows(Generic[R]):
         """
         view = self._view
         steps, indexes, existing = view.plan(events)
-        created, updated, written = self._created, self._updated, self._written
-        rows: list[R | None] = []
-        for key in indexes:
-            row = created.get(key)
+        created, updated, (written, rewritten) = self._created, self._updated, self._written
+        rows: list[R | None] = [*map(created.get, indexes)]
+        for key, index in indexes.items():
+            if rows[index] is not None:
+                continue
+            row = updated.get(key)
             if row is None:
-                row = updated.get(key)
-                if row is None and (row := written.get(key)) is not None:
+                row = written.get(key) or rewritten.get(key)
+                if row is not None:
                     updated[key] = row
-            rows.append(row)
+            rows[index] = row
         missing = [known for key, known in existing.items() if rows[indexes[key]] is None]
         for row in await view.table.load(cur, missing, self._suffix) if missing else ():
             key = view.key_of(row)
@@ -98,7 +100,7 @@ class UnwrittenRows(Generic[R]):
             {table.row: table.merged_rows(self._secondary[table.row]) for table in self._view.secondary},
             merged=True,
         )
-        self._written = {**self._created, **self._updated}
+        self._written = (self._created, self._updated)
         self._created, self._updated = {}, {}
         self._secondary = {table.row: {} for table in self._view.secondary}
         return changes

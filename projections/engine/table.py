@@ -94,12 +94,12 @@ class Statement:
 def _statements(
     query: bytes,
     rows: Iterable[Any],
-    values: Callable[[Any], Sequence[Any]] | None,
+    values: Sequence[Callable[[Any], Any]] | None,
     arrays: Sequence[tuple[type[Array], LiteralString]],
     *,
     prepare: bool | None = None,
 ) -> Iterator[Statement]:
-    """Return statements with these rows; `values` returns those of a row, None where it is a tuple of them."""
+    """Return statements with these rows; `values` returns a row's value for each column, None if it is a tuple."""
     rows = iter(rows)
     while some := list(islice(rows, STATEMENT_ROWS_MAX)):
         yield Statement(query, _columns(some, values, arrays), prepare)
@@ -107,10 +107,11 @@ def _statements(
 
 def _columns(
     rows: Sequence[Any],
-    values: Callable[[Any], Sequence[Any]] | None,
+    values: Sequence[Callable[[Any], Any]] | None,
     arrays: Sequence[tuple[type[Array], LiteralString]],
 ) -> list[Array]:
-    columns = zip(*(rows if values is None else map(values, rows)), strict=True)
+    columns: Iterable[Sequence[Any]]
+    columns = zip(*rows, strict=True) if values is None else [[*map(value, rows)] for value in values]
     return [array(column) for (array, _), column in zip(arrays, columns, strict=True)]
 
 
@@ -158,11 +159,10 @@ class Table(Generic[R]):
         types = get_type_hints(row)
         self._arrays = [array_of(types[column]) for column in self.columns]
         self._decoders = [(i, decode) for i, c in enumerate(self.columns) if (decode := decoder_of(types[c]))]
-        # Of a row, the values of its columns: a tuple is that itself.
-        self._values: Callable[[R], Sequence[Any]] | None = (
-            None if issubclass(row, tuple) else attrgetter(*self.columns)
-        )
+        # Of a row, the value of each column: a tuple has them already.
+        self._values = None if issubclass(row, tuple) else [*map(attrgetter, self.columns)]
         self._updated = [column for column in self.columns if column not in fixed]
+        self._updated_values = [*map(attrgetter, self._updated)]
         self._updated_arrays = [
             array for array, column in zip(self._arrays, self.columns, strict=True) if column in self._updated
         ]
@@ -222,9 +222,7 @@ class Table(Generic[R]):
         """Return the statements that overwrite rows, all of which are there: `writes` would lock each row first."""
         # Shadow tables have no index but that of their key while they are filled. In others, the plan is as in `load`.
         prepare = None if suffix else False
-        return _statements(
-            self._update(suffix), rows, attrgetter(*self._updated), self._updated_arrays, prepare=prepare
-        )
+        return _statements(self._update(suffix), rows, self._updated_values, self._updated_arrays, prepare=prepare)
 
     def merge(self, merged: dict[Any, Any], rows: Iterable[Any]) -> None:
         """Add rows to others, by key: of each key the last row counts, or in a table of counts the sum."""
