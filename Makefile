@@ -40,7 +40,7 @@ TESTS := $(PYTEST) --ignore tests/faults --ignore tests/bench --ignore tests/out
 test: $(DEV) ## all tests but the long ones, in minutes (LONG=1: with them); a file that ARGS names runs as a whole
 	@$(TESTS) $(if $(LONG),,--tier test) $(ARGS)
 
-long: $(DEV) ## the long tests: walks of the whole API, programs that start and stop, every page in browsers
+long: $(DEV) ## the long tests: every page in browsers, Kafka, walks of the whole API, programs that start and stop
 	@$(TESTS) --tier long $(ARGS)
 
 # One at a time: they kill processes, fill disks and wait for minutes.

@@ -66,6 +66,8 @@ FORGETFUL = {
     MAY_LOSE_DATA: "on",
 }
 TESTS_OF_A_SERVER = 100
+# The fixtures that start programs which people install beside Python: brokers of Kafka, and Chromium.
+PROGRAMS = frozenset({"browsers", "kafka", "own_kafka"})
 # Of each test that was found, its tiers; and how many tests were left out because they are of another.
 COLLECTED = pytest.StashKey[dict[str, list[str]]]()
 LEFT_OUT = pytest.StashKey[int]()
@@ -126,8 +128,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def is_long(item: pytest.Item) -> bool:
-    """Tell whether a test is marked as one that takes seconds of the processor by its nature."""
-    return item.get_closest_marker("long") is not None
+    """Tell whether a test is marked as long, or needs a broker or a browser, which take seconds to start."""
+    needs_program = not PROGRAMS.isdisjoint(getattr(item, "fixturenames", ()))
+    return needs_program or item.get_closest_marker("long") is not None
 
 
 def tiers_of(item: pytest.Item) -> list[str]:

@@ -15,6 +15,8 @@ from tests import places
 from tests.api.world import refused, told
 from tests.serving import REPOSITORY, LiveServer, start_live_server
 
+pytestmark = pytest.mark.long("the whole program runs, and a dozen commands beside it")
+
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
@@ -61,7 +63,6 @@ def revealed(api: httpx.Client, code: str) -> str:
     return str(told(api.post(f"{code}/reveals", json={"reason": "why"}), 200)["secret"])
 
 
-@pytest.mark.long("the whole program runs, and a dozen commands beside it")
 def test_the_master_key_is_rotated_and_a_creator_erased_beside_a_running_server(directory: Path) -> None:
     live = start_live_server(directory / "data")
     keys = directory / "data" / "master.key"
@@ -96,7 +97,6 @@ def test_the_master_key_is_rotated_and_a_creator_erased_beside_a_running_server(
         assert live.stop() == 0
 
 
-@pytest.mark.long("the whole program starts twice")
 def test_a_server_does_not_start_with_another_master_key(directory: Path) -> None:
     live = start_live_server(directory / "data")
     assert live.stop() == 0

@@ -22,7 +22,7 @@ from tests.infra.proof.witnessing import serving as witnessing
 from tests.serving import Serving, new_ledger
 from tests.waiting import until
 
-pytestmark = pytest.mark.usefixtures("unkept")
+pytestmark = [pytest.mark.usefixtures("unkept"), pytest.mark.long("bundles are made and verified by both verifiers")]
 
 
 def make(world: World, client: httpx.Client | None = None, **asked: Any) -> bytes:

@@ -17,7 +17,10 @@ from tests.api.world import World, told
 from tests.infra.proof.bundles import Log, bad
 from tests.waiting import until
 
-pytestmark = pytest.mark.usefixtures("unkept")
+pytestmark = [
+    pytest.mark.usefixtures("unkept"),
+    pytest.mark.long("bundles of a rotation are made and verified by both verifiers"),
+]
 
 FOLLOWED = "with a key that the one that you named has introduced in event"
 

@@ -21,7 +21,10 @@ from tests.api.world import OWN_ACCOUNT, OWN_CREATOR, World, days, refused, told
 from tests.infra.proof.bundles import Log, bad, showing, shown, stating
 from tests.waiting import until
 
-pytestmark = pytest.mark.usefixtures("unkept")
+pytestmark = [
+    pytest.mark.usefixtures("unkept"),
+    pytest.mark.long("bundles are made, tampered with and verified by both verifiers"),
+]
 
 Bundle = dict[str, bytes]
 HEADS, EARLY = "data/proof/heads.json", "data/proof/early.ndjson"

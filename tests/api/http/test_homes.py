@@ -31,6 +31,8 @@ from tests.servers import MAIN, OTHER, Installation, installation
 from tests.serving import http_client
 from tests.waiting import until
 
+pytestmark = pytest.mark.long("two database servers run, with a ledger each")
+
 ACCOUNT = "/v1/advertisers/6900000000000000001"
 SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
 
@@ -262,7 +264,6 @@ def away(servers: Installation) -> Iterator[None]:
             operator.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
 
 
-@pytest.mark.long("a server is away until time limits have passed")
 def test_a_server_that_is_away_stops_its_own_ledgers_alone(servers: Installation, url: str) -> None:
     with away(servers):
         with http_client(url, servers.keys[OTHER]) as client:
@@ -276,7 +277,6 @@ def makes_pages_beside(client: httpx.Client) -> bool:
     return 'process="pages"' in client.get("/metrics").text
 
 
-@pytest.mark.long("a server starts, and its process of pages")
 def test_the_process_of_pages_shows_each_reader_their_own_ledger(servers: Installation, url: str) -> None:
     for ledger in (MAIN, OTHER):
         named(url, servers.keys[ledger], f"shown-of-{ledger}")

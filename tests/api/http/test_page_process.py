@@ -23,6 +23,8 @@ from tests.serving import LiveServer, Server
 from tests.waiting import until
 from tests.wired import services
 
+pytestmark = pytest.mark.long("a process of pages starts, hangs and is killed")
+
 OURS = {"Sec-Fetch-Site": "same-origin"}
 # It loads as much as the API does, with less of the processor.
 START_S = 60.0
@@ -142,7 +144,6 @@ def test_a_session_that_ends_in_one_process_has_ended_in_the_other(person: httpx
     assert person.get("/codes").headers["location"].startswith("/sign-in")
 
 
-@pytest.mark.long("a process of pages starts once more")
 def test_pages_are_still_answered_when_the_process_is_killed_and_it_comes_back(
     live_server: LiveServer, person: httpx.Client
 ) -> None:
@@ -178,7 +179,6 @@ async def test_one_that_answers_nothing_any_more_is_killed_and_no_other() -> Non
     assert asked >= 3
 
 
-@pytest.mark.long("a server of its own starts, and its process of pages")
 def test_nobody_starts_it_who_is_not_signed_in(server: Server) -> None:
     with started_process(server.database, server.serving.master_key_text) as (url, process):
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as stranger:

@@ -40,6 +40,8 @@ from tests.infra.holding import count, sent
 from tests.infra.opened import Opened, opening
 from tests.places import directory
 
+pytestmark = pytest.mark.long("a server with a standby that never answers is waited for")
+
 WITHIN_S: Final = 60.0
 
 _WAITING: Final = """

@@ -31,6 +31,8 @@ from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.infra.programs import running
 from tests.keys import EPOCHS
 
+pytestmark = pytest.mark.long("erasures are killed at each step, and every copy on the disk is searched")
+
 OWN = {2: {"secret": SECRET}, 3: {"note": NOTE}, 5: {"text": REMARK}}
 OTHERS = {8: {"secret": OTHER_SECRET}, 9: {"text": REMARK}}
 
@@ -196,7 +198,6 @@ asyncio.run(carry_out())
 """
 
 
-@pytest.mark.long("an erasure is killed at each of its steps, and goes on")
 @pytest.mark.parametrize(
     "when",
     [

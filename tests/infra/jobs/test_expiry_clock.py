@@ -26,6 +26,8 @@ from tests.given import CAMPAIGN, CODE, OTHER_CODE, OTHER_SECRET, VIDEO
 from tests.infra.opened import MASTER_KEY, Opened, Tenant
 from tests.projections.memory_log import until
 
+pytestmark = pytest.mark.long("clocks wait for codes to end, and for each other")
+
 DAY = timedelta(days=1)
 
 OF_STREAM = "SELECT type FROM events WHERE stream_id = %s ORDER BY version"

@@ -42,6 +42,8 @@ from tests.servers import Installation, command, installation, servers_file, sho
 from tests.serving import http_client
 from tests.waiting import until
 
+pytestmark = pytest.mark.long("two database servers run, and ledgers move between them")
+
 SIGN_IN = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
 # The points at which the command can end, in order.
 ALERT = {"kind": "ending", "channel": "chat", "address": "https://chat.example/hook"}
@@ -199,7 +201,6 @@ def fill(world: World) -> None:
     world.creator()
 
 
-@pytest.mark.long("a ledger moves while many write to it")
 def test_nothing_acknowledged_is_lost_or_doubled_while_a_ledger_moves(ledger: Ledger) -> None:
     with ledger.world() as world:
         fill(world)
@@ -216,7 +217,6 @@ def test_nothing_acknowledged_is_lost_or_doubled_while_a_ledger_moves(ledger: Le
     assert [row[0] for row in positions] == list(range(1, len(positions) + 1))
 
 
-@pytest.mark.long("everything that a ledger can have is made, and moved")
 def test_what_a_server_has_of_a_ledger_moves_whole(ledger: Ledger) -> None:
     with ledger.world() as world:
         fill(world)
@@ -255,7 +255,6 @@ async def test_an_import_that_waits_is_carried_out_where_its_ledger_has_moved(le
     assert (waiting.count(import_id), ended) == (1, [("ended",)])
 
 
-@pytest.mark.long("time limits pass while a ledger moves")
 async def test_an_import_that_nobody_carried_out_fails_only_where_its_ledger_has_moved(ledger: Ledger) -> None:
     with ledger.world() as world:
         import_id = UUID(left_to_the_worker(world))
@@ -317,7 +316,6 @@ async def leads() -> None:
     """Lead on."""
 
 
-@pytest.mark.long("two servers start")
 def test_a_stream_goes_on_at_the_next_position(ledger: Ledger) -> None:
     with ledger.client() as client:
         with following(client) as stream:
@@ -338,7 +336,6 @@ def test_somebody_who_is_signed_in_stays_so(ledger: Ledger) -> None:
         until(lambda: client.get("/codes").status_code == 200, 60)
 
 
-@pytest.mark.long("a move is killed at each of its steps, and goes on")
 @pytest.mark.parametrize("point", POINTS)
 def test_a_command_that_is_killed_leaves_one_server_and_can_be_run_again(ledger: Ledger, point: str) -> None:
     for number in range(3):

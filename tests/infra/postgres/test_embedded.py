@@ -27,6 +27,8 @@ from tests.absent import absent
 from tests.infra.programs import DEADLINE_SECONDS, running, wait_until_gone
 from tests.places import directory
 
+pytestmark = pytest.mark.long("database servers are made, killed and started again")
+
 AS_ROOT: Final = os.geteuid() == 0
 NOBODY: Final = pwd.getpwnam("nobody")
 DAEMON: Final = User(pwd.getpwnam("daemon").pw_uid, pwd.getpwnam("daemon").pw_gid)
@@ -338,7 +340,6 @@ def test_what_a_killed_run_left_running_is_stopped_by_the_next_start(ready: Path
                 wait_until_gone(process.pid)
 
 
-@pytest.mark.long("a cluster is made again and again")
 def test_a_kill_in_the_middle_of_initdb_leaves_nothing_half_done(place: Path) -> None:
     script = f"""
 import os, signal
@@ -472,7 +473,6 @@ def test_root_runs_it_as_an_unprivileged_user_and_changes_no_parent(place: Path,
     assert (parent / "d" / "postgres.log").stat().st_uid == (parent / "d").stat().st_uid
 
 
-@pytest.mark.long("several clusters are made")
 @only_for_root
 @only_on_linux
 def test_root_runs_each_cluster_as_a_user_that_nothing_else_runs_as(place: Path) -> None:

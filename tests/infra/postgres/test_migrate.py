@@ -21,6 +21,8 @@ from tests.infra.eventstore.appends import appending, row, writing
 from tests.infra.opened import Opened, opening
 from tests.places import directory
 
+pytestmark = pytest.mark.long("databases are migrated from nothing, again and again")
+
 EVERY = [f"{number:04d}_{name}" for number, name, _ in migrations()]
 OWNER = "an_owner"
 

@@ -33,6 +33,8 @@ from tests.infra.programs import ROOT
 from tests.keys import ERASURE_KEYS
 from tests.places import directory
 
+pytestmark = pytest.mark.long("servers with other settings start, and poolers")
+
 # Fewer than those after which the client prepares a statement, which a pooler loses, too.
 ROUNDS: Final = 3
 
@@ -50,7 +52,6 @@ def test_a_pooler_is_refused(database: TestDatabase, mode: Any, ignored: str) ->
         assert refusal(through) == pool.POOLED
 
 
-@pytest.mark.long("programs start behind a pooler, and end")
 def test_a_process_does_not_start_behind_a_pooler(database: TestDatabase) -> None:
     with pgbouncer(database, "transaction") as through:
         environment = {

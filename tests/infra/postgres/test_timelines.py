@@ -30,6 +30,8 @@ from infra.postgres.timelines import (
 from tests.conftest import TestDatabase
 from tests.waiting import until
 
+pytestmark = pytest.mark.long("servers are looked for until time limits have passed")
+
 NOBODY = "/nowhere"
 
 

@@ -11,6 +11,8 @@ import pytest
 from infra.processes.supervisor import announce_ready, die_with_parent, exit_on_signals
 from tests.infra.programs import DEADLINE_SECONDS, Program, running, wait_until_gone
 
+pytestmark = pytest.mark.long("programs start, fail, and have time to end")
+
 # Every child says when it is up and when it is told to stop, so that a test can wait for either. It says so in one
 # write each, because a handler may interrupt a print, and lines of several processes must not mix.
 CHILD: Final = r"""

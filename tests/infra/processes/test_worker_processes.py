@@ -22,6 +22,8 @@ from tests.infra.programs import ROOT
 from tests.serving import LiveServer
 from tests.waiting import until
 
+pytestmark = pytest.mark.long("a worker starts, and its processes")
+
 # As in `<coroutine object ExpiryClock.run at …>`.
 JOBS = ["ExpiryClock.run", "Erasures.run", "purging", "DerivedCheck.run", "HeadsJob.run"]
 DELIVERIES = ["work", "--only", "alerts,imports,webhooks"]
@@ -54,7 +56,6 @@ def test_one_command_delivers_webhooks_and_seals_in_processes_of_their_own(live_
     assert commands_of(live_server.process.pid) == [["serve"], DELIVERIES, ALL_ELSE, SEALER]
 
 
-@pytest.mark.long("a worker starts, and a process of it twice")
 def test_a_worker_delivers_webhooks_in_a_process_of_its_own_and_starts_it_again(database: TestDatabase) -> None:
     with working(database) as process:
         until(lambda: commands_of(process.pid) == [DELIVERIES, ALL_ELSE])

@@ -18,6 +18,8 @@ from tests.infra.proof.auditing import record, stopped, tamper
 from tests.infra.proof.sealing import watching
 from tests.infra.proof.witnessing import Served, client, serving
 
+pytestmark = pytest.mark.long("witnesses answer over HTTP, and logs of hundreds of events are sealed")
+
 KEPT = "SELECT size, note, witnesses FROM witnessed_checkpoints ORDER BY size"
 WITNESSES = "SELECT witness, size, problem FROM log_witnesses ORDER BY witness"
 

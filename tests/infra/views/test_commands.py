@@ -43,6 +43,8 @@ from tests.conftest import TestDatabase
 from tests.keys import ERASURE_KEYS, master_key
 from tests.waiting import until
 
+pytestmark = pytest.mark.long("processes start, rebuild views and are killed")
+
 ROOT = Path(__file__).parents[3]
 RUN = CliRunner()
 EVENTS = 25_000  # more than a transaction covers
@@ -142,7 +144,6 @@ def let_go(filled: Filled) -> None:
     filled.sql("DELETE FROM held")
 
 
-@pytest.mark.long("a program starts, is killed and starts again")
 def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
     filled.said("rebuild", "codes")
     whole = filled.rows("codes")
@@ -166,7 +167,6 @@ def test_a_rebuild_that_is_killed_resumes(filled: Filled) -> None:
     ]
 
 
-@pytest.mark.long("several processes start, and are killed")
 def test_a_rebuild_by_several_processes_survives_that_one_is_killed_and_then_that_all_are(begun: Filled) -> None:
     filled, events = begun, 25_000  # a transaction covers 20,000
     fill(filled.database, filled.ledger_id, events)
@@ -207,7 +207,6 @@ def parts_of(process: subprocess.Popen[str]) -> set[psutil.Process]:
     return {child for child in children if child.status() != psutil.STATUS_ZOMBIE}
 
 
-@pytest.mark.long("several processes fill every view")
 def test_several_processes_fill_all_views_with_the_same_rows(begun: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lives, "GROUPS", 40)  # whole lives of codes in few events
     fill(begun.database, begun.ledger_id, 2_500, creators=40)
@@ -224,7 +223,6 @@ def test_several_processes_fill_all_views_with_the_same_rows(begun: Filled, monk
     assert begun.sql("SELECT DISTINCT state FROM view_versions") == [("following",)]
 
 
-@pytest.mark.long("several processes start")
 def test_an_event_that_stops_one_of_several_processes_can_be_skipped(
     begun: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +278,6 @@ def test_a_part_waits_longer_for_others_that_add_to_the_same_counts_than_session
     assert begun.position(part.name(view.name)) == 2_000
 
 
-@pytest.mark.long("every view is rebuilt from a long log")
 def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     # However busy the machine is: after half a minute, the others would go on, and a late view would read for itself.
     monkeypatch.setattr(commands, "SHARED_READ_PATIENCE_S", 600.0)
@@ -295,7 +292,6 @@ def test_all_views_are_rebuilt_from_one_reading_of_the_log(filled: Filled, monke
     assert filled.sql(reads)[0][0] < 2 * EVENTS, "and not once for each view"
 
 
-@pytest.mark.long("several processes rebuild every view")
 def test_a_view_that_cannot_be_rebuilt_keeps_no_other_from_it(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a mistake in a handler")
@@ -307,7 +303,6 @@ def test_a_view_that_cannot_be_rebuilt_keeps_no_other_from_it(filled: Filled, mo
     assert (filled.position("codes"), filled.position("history")) == (0, EVENTS)
 
 
-@pytest.mark.long("workers start, and one is killed")
 def test_a_worker_that_is_killed_is_followed_by_another_within_seconds(filled: Filled) -> None:
     with filled.running("work", "--only", "views") as first:
         until(lambda: filled.position("history") > 0, within_s=60)

@@ -36,6 +36,8 @@ from tests.late_paperwork import DAY, VIDEOS, happenings
 from tests.projections.conftest import Cursor, Followed
 from tests.projections.memory_log import MemoryLog, code_row, happening, positions, rows, until
 
+pytestmark = pytest.mark.long("every view is rebuilt from random ledgers")
+
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
 @settings(

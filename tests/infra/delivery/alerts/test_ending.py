@@ -7,9 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from infra.delivery.alerts.alert_store import load_rules
 from tests.api.world import OTHER_CREATOR, OWN_CREATOR, World, refused, told
 from tests.infra.delivery.alerts.mailroom import Mailroom, text_of
+
+pytestmark = pytest.mark.long("a mail server answers, and reports wait for their turn")
 
 # Of this day, so that what the server records lies around it.
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)

@@ -36,6 +36,8 @@ from tests.infra.delivery.webhooks.receiving import HANG, Received, in_order, re
 from tests.infra.delivery.webhooks.sending import Post, sending
 from tests.infra.opened import Opened
 
+pytestmark = pytest.mark.long("receivers hang and fail until time limits have passed")
+
 
 @pytest.fixture
 async def post(opened: Opened) -> Post:
