@@ -45,10 +45,12 @@ def test_an_answer_is_counted_by_its_route_and_status_and_by_its_time(world: Wor
         lines = [line.rsplit(" ", 1) for line in world.client.get("/metrics").text.splitlines() if labels in line]
         return {name.replace(labels, "…"): float(value) for name, value in lines}
 
-    before = counted()
+    before, refused = counted(), 'sparkledger_http_requests_total{…,status="404"}'
     world.client.get(f"/v1/codes/{unknown}")
+    # An answer is counted once it is sent, so its reader may ask first.
+    until(lambda: counted().get(refused, 0) > before.get(refused, 0))
     after = {name: value - before.get(name, 0) for name, value in counted().items()}
-    assert after['sparkledger_http_requests_total{…,status="404"}'] == 1
+    assert after[refused] == 1
     assert after["sparkledger_http_request_seconds_count{…}"] == 1
     assert 0 < after["sparkledger_http_request_seconds_sum{…}"] < 30
     buckets = [value for name, value in after.items() if name.startswith("sparkledger_http_request_seconds_bucket")]
