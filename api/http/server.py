@@ -21,13 +21,13 @@ from infra.crypto.rotation import require_master_keys
 from infra.delivery.alerts.calendars import Calendars
 from infra.delivery.alerts.rules import AlertRules
 from infra.delivery.webhooks.subscriptions import WebhookSubscriptions
-from infra.ending import end_for_certain
+from infra.ending import cancelled, end_for_certain
 from infra.imports.mappings import SheetMappings
 from infra.imports.runs import ImportRuns
 from infra.postgres.migrate import require_migrated
 from infra.postgres.roles import API
 from infra.postgres.server_check import require_suitable_server
-from infra.process_limits import raise_file_limit, tune_garbage_collector
+from infra.process_limits import collect_in_small_pieces, raise_file_limit, tune_garbage_collector
 from infra.runtime import runtime
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ async def _serve(
             loop.add_signal_handler(
                 number, _stop, listening, [page_process.begin_to_end, *(one.end for one in app.state.all_streams)]
             )
+        opened.push_async_callback(cancelled, [loop.create_task(collect_in_small_pieces())])
         serving = loop.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers nothing to wait for
             await asyncio.sleep(0.01)
