@@ -68,8 +68,7 @@ FORGETFUL = {
 TESTS_OF_A_SERVER = 100
 # The fixtures that start programs which people install beside Python: brokers of Kafka, and Chromium.
 PROGRAMS = frozenset({"browsers", "kafka", "own_kafka"})
-# Of each test that was found, its tiers; and how many tests were left out because they are of another.
-COLLECTED = pytest.StashKey[dict[str, list[str]]]()
+# How many tests were left out because they are of another tier.
 LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -133,15 +132,9 @@ def is_long(item: pytest.Item) -> bool:
     return needs_program or item.get_closest_marker("long") is not None
 
 
-def tiers_of(item: pytest.Item) -> list[str]:
-    """Return the targets of make that run a test: there is one, unless a test is misplaced."""
-    folders = [name for name in ("faults", "outside") if item.nodeid.startswith(f"tests/{name}/")]
-    return folders + ["long"] * is_long(item) or ["test"]
-
-
+@pytest.hookimpl(trylast=True)  # what `-k` leaves out is not counted
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the tier, and begin with what takes longest: begun last, other processes would be idle."""
-    config.stash[COLLECTED] = {item.nodeid: tiers_of(item) for item in items}
     tier = config.getoption("tier")
     if tier is not None:
         # Who names a file or a test wants it, however long it takes.
@@ -169,7 +162,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Each process collects the same tests, and leaves the same ones out."""
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", 0)
+    left_out = getattr(node, "workeroutput", {}).get("left out", 0)  # one that crashed says nothing
+    node.config.stash[LEFT_OUT] = max(left_out, node.config.stash.get(LEFT_OUT, 0))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

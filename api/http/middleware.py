@@ -367,7 +367,7 @@ class Exchange:
     def answer_within(self, seconds: float) -> None:
         """Cancel the task of the request if its answer has not begun in time; `is_late` then says so.
 
-        `asyncio.timeout` does the same with three times the work, and is left when the answer begins, not when it ends.
+        `asyncio.timeout` takes three times the work, and ends with its block; this limit ends when the answer begins.
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine that runs has one

@@ -87,12 +87,14 @@ class LedgerConnection(psycopg.AsyncConnection[Any]):
         unconfirmed: whether the server has warned of something. A commit whose wait for a standby was cancelled
             succeeds with a warning, in the language of the server.
         place: the server, as it was when the session began.
+        watched_by: what the event loop tells that the session's socket can be read; None while it tells nobody.
 
     """
 
     ledger_id: int | None = None
     unconfirmed = False
     place: Place | None = None
+    watched_by: object = None
     _loop: asyncio.AbstractEventLoop
 
     @classmethod

@@ -32,6 +32,7 @@ class Statement:
 
     def __init__(self, connection: LedgerConnection, name: str, parameters: int) -> None:
         """Take the session, the statement's name and the number of its parameters; `prepare` sends it."""
+        self._connection = connection
         self._pgconn: PGconn = connection.pgconn
         self._name = name.encode()
         self._formats = [Format.BINARY] * parameters
@@ -40,7 +41,6 @@ class Statement:
         self._done: Done | None = None
         self._socket = -1
         self._flushed = True
-        self._watching = False
         self._sent_at = 0.0
 
     async def prepare(self, text: str, types: Sequence[int]) -> None:
@@ -97,8 +97,8 @@ class Statement:
             raise
         loop = asyncio.get_running_loop()
         self._done, self._socket, self._sent_at = done, pgconn.socket, loop.time()
-        if not self._watching:
-            self._watching = True
+        if self._connection.watched_by is not self:
+            self._connection.watched_by = self
             loop.add_reader(self._socket, self._ready)
         if not self._flushed:
             loop.add_writer(self._socket, self._ready)
@@ -133,7 +133,7 @@ class Statement:
             else:
                 done(rows, None)
         finally:
-            # Often the next call follows at once. To begin to watch a socket and to end it takes longer than the rest.
+            # Often the next call follows at once, and to begin and end watching a socket takes longer than to send.
             if self._done is None:
                 self._unwatch()
 
@@ -166,8 +166,8 @@ class Statement:
         return self._taken()
 
     def _unwatch(self) -> None:
-        if self._watching:
-            self._watching = False
+        if self._connection.watched_by is self:
+            self._connection.watched_by = None
             asyncio.get_running_loop().remove_reader(self._socket)
 
     def _taken(self) -> tuple[Done, list[PGresult]]:

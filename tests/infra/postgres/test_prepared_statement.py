@@ -102,6 +102,18 @@ async def test_a_call_that_is_sent_when_another_one_ends_is_answered_too(connect
     assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
 
 
+async def test_another_statement_that_is_sent_when_a_call_ends_is_answered_too(connection: LedgerConnection) -> None:
+    first, second = Statement(connection, "first", 2), Statement(connection, "second", 2)
+    for statement in (first, second):
+        await statement.prepare(SUM, (Byteas.oid, Ints.oid))
+    answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    parameters = sent(Byteas([b"a"]), Ints([1]))
+
+    first.send(parameters, lambda *_: second.send(parameters, lambda rows, error: answer.set_result(error or rows)))
+    assert await answer == [(1, 1)]
+    assert await first.call(parameters) == [(1, 1)]
+
+
 @pytest.mark.parametrize("columns", [[Byteas([b"ab"]), Ints([1])], [Byteas(LARGE), Ints([1] * 8)]])
 async def test_a_session_that_was_ended_is_known_to_be_closed(
     opened: Opened, connection: LedgerConnection, columns: list[Byteas | Ints]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from infra.delivery.kafka import connection as client
 from infra.delivery.kafka.connection import Producer, client_options
 from infra.settings import load_settings
 from tests import given
@@ -23,12 +22,6 @@ from tests.waiting import until
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher that was turned away tries again at once."""
     monkeypatch.setattr("infra.delivery.kafka.publisher.RETRY_LONGEST_S", 0.5)
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that is turned away gives up sooner."""
-    monkeypatch.setattr(client, "BOOTSTRAP_S", 2)
 
 
 def login(broker: Broker, protocol: str, password: str = PASSWORD) -> dict[str, str]:
@@ -55,7 +48,6 @@ async def test_events_are_published_to_a_cluster_that_asks_for_a_login(
         assert [record.position for record in topic.until(1)] == [1]
 
 
-@pytest.mark.usefixtures("refused")
 async def test_a_wrong_password_shows_in_one_line_that_does_not_repeat_it(
     kafka: Broker, opened: Opened, prefix: str
 ) -> None:
@@ -70,7 +62,6 @@ async def test_a_wrong_password_shows_in_one_line_that_does_not_repeat_it(
     assert "\n" not in error
 
 
-@pytest.mark.usefixtures("refused")
 def test_a_certificate_that_nobody_vouches_for_is_refused(kafka: Broker) -> None:
     settings = login(kafka, "SASL_SSL")
     del settings["ssl_cafile"]
@@ -135,7 +126,6 @@ async def test_events_are_published_to_a_cluster_that_asks_for_tokens(
 
 
 @pytest.mark.parametrize("refuses", ["the authorization server", "the broker"])
-@pytest.mark.usefixtures("refused")
 async def test_a_refused_token_shows_in_one_line_that_does_not_repeat_it(
     kafka: Broker, opened: Opened, prefix: str, refuses: str
 ) -> None:
