@@ -26,7 +26,7 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 
 
 # Under `make test`, a make that a test starts would take itself for a part of that one, and say so.
-OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if not re.fullmatch("MAKE.*|MFLAGS", name)}
+OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if not re.fullmatch("MAKE.*|MFLAGS|LONG", name)}
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:

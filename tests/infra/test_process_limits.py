@@ -1,48 +1,62 @@
+"""What a process does about garbage, each in a process of its own: the collector looks at everything of one."""
+
 from __future__ import annotations
 
-import asyncio
-import gc
-import weakref
-from collections.abc import Iterator
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-import infra.process_limits
+ROOT = Path(__file__).parents[2]
+PRELUDE = """
+import asyncio, gc, weakref
+from infra import process_limits
 from infra.ending import cancelled
-from infra.process_limits import collect_in_small_pieces
-from tests.waiting import until
-
 
 class Circle:
-    """An object that only the garbage collector can free."""
-
-    def __init__(self) -> None:
+    def __init__(self):
         self.itself = self
 
+async def gone(circle):
+    while circle() is not None:
+        await asyncio.sleep(0.001)
 
-@pytest.fixture(autouse=True)
-def left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(infra.process_limits, "COLLECT_EVERY_S", 0.001)
-    gc.disable()
-    yield
-    gc.enable()
+async def main():
+    async with asyncio.timeout(30):
+        collecting = asyncio.create_task(process_limits.collect_in_small_pieces())
+        await test()
+        await cancelled([collecting])
 
+process_limits.COLLECT_EVERY_S = 0.001
+gc.disable()
+"""
+SURVIVORS_ARE_NOT_LOOKED_AT_AGAIN = """
+async def test():
+    kept = [object()]
+    await gone(weakref.ref(Circle()))
+    while any(one is kept for one in gc.get_objects()):
+        await asyncio.sleep(0.001)
+"""
+GARBAGE_OF_SURVIVORS_IS_FOUND_WITH_ALL_OTHER = """
+process_limits.COLLECT_ALL_EVERY_S = 0
 
-async def test_young_garbage_is_collected_and_what_survives_is_not_looked_at_again() -> None:
-    kept = [object() for _ in range(10)]
-    gone = weakref.ref(Circle())
-    collecting = asyncio.create_task(collect_in_small_pieces())
-    await asyncio.to_thread(until, lambda: gone() is None)
-    await asyncio.to_thread(until, lambda: all(one is not kept for one in gc.get_objects()))
-    await cancelled([collecting])
-
-
-async def test_garbage_of_what_had_survived_is_found_by_the_collection_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test():
     circle = Circle()
-    gone = weakref.ref(circle)
+    circle_is_gone = gone(weakref.ref(circle))
     gc.freeze()
     del circle
-    monkeypatch.setattr(infra.process_limits, "COLLECT_ALL_EVERY_S", 0)
-    collecting = asyncio.create_task(collect_in_small_pieces())
-    await asyncio.to_thread(until, lambda: gone() is None)
-    await cancelled([collecting])
+    await circle_is_gone
+"""
+
+
+@pytest.mark.parametrize("script", [SURVIVORS_ARE_NOT_LOOKED_AT_AGAIN, GARBAGE_OF_SURVIVORS_IS_FOUND_WITH_ALL_OTHER])
+def test_garbage_is_collected_in_small_pieces(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{PRELUDE}{script}\nasyncio.run(main())"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
