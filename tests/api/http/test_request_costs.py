@@ -18,7 +18,11 @@ from domain.errors import Unknown
 from tests.api.http.test_middleware import Fake, broken
 from tests.wired import services
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    # These tests collect what clients of Kafka in other tests of this process have left unclosed, too.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 REQUESTS = 50
 

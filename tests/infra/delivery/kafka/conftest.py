@@ -20,7 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def left_behind() -> Iterator[None]:
-    """Let the collector find them in the test that left them, and look at nothing that was there before."""
-    gc.freeze()
+    """Let the collector find them in the test that left them."""
     yield
     gc.collect()
