@@ -185,8 +185,6 @@ def canonical_secret(text: str) -> str:
 
 def secret_name(text: str) -> str:
     """Return the canonical form without checking that it is one code. It is the code's name in claims."""
-    if _CLEAN.fullmatch(text):
-        return text.removeprefix("#")
     return _canonical(_bare(text))
 
 

@@ -40,6 +40,8 @@ class RecentCache(Generic[K, V]):
         """Forget what is remembered under a key."""
         self._young.pop(key, None)
         self._old.pop(key, None)
+        # It may be a key that was destroyed, of which nothing is to stay in memory.
+        self._dropped.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -53,15 +53,15 @@ class Limit(Generic[K]):
         tokens = min(self._at_once, tokens + (now - since) * self._per_second)
         if tokens < 1:
             return (1 - tokens) / self._per_second
-        self._buckets[key] = (tokens - 1, now)
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > MAX_KEYS:
-            self._buckets.popitem(last=False)
+        self._keep(key, tokens - 1, now)
         return 0.0
 
     def take(self, key: K) -> None:
         """Take a token, on credit where there is none: what was let in together is paid for together."""
-        self._buckets[key] = (self._tokens(key) - 1, self._clock())
+        self._keep(key, self._tokens(key) - 1, self._clock())
+
+    def _keep(self, key: K, tokens: float, now: float) -> None:
+        self._buckets[key] = (tokens, now)
         self._buckets.move_to_end(key)
         if len(self._buckets) > MAX_KEYS:
             self._buckets.popitem(last=False)

@@ -55,6 +55,19 @@ def test_what_is_forgotten_is_not_found(forget: str) -> None:
     assert [cache.get(number) for number in range(6)] == [None] * 6
 
 
+def test_a_value_that_was_dropped_is_kept_alive_nowhere() -> None:
+    cache, alive = RecentCache[int, Kept](10), weakref.WeakSet[Kept]()
+    for number in range(26):
+        value = Kept()
+        alive.add(value)
+        cache.put(number, value)
+    del value
+    assert len(alive) > 10 / 2
+    for number in range(26):
+        cache.drop(number)
+    assert len(alive) == 0
+
+
 def test_after_it_was_cleared_nothing_is_kept_alive() -> None:
     cache, alive = RecentCache[int, Kept](10), weakref.WeakSet[Kept]()
     for number in range(26):

@@ -214,7 +214,7 @@ def live(slip: Slip, world: World, at: datetime) -> bool:
     return slip.open(world.now) if slip.number in world.slips else slip.starts <= at
 
 
-@pytest.mark.long("many lives of codes are told late, and asked for")
+@pytest.mark.long("many lives of codes are recorded late, and every view is asked about them")
 async def test_queries_of_backlogs_views_answer_what_happened(follow: Followed, worker: Cursor) -> None:
     backlogs = [happenings(Random(seed), 30) for seed in range(BACKLOGS)]
     now = max(facts[-1].at for facts in backlogs) + 3 * DAY + timedelta(hours=5)

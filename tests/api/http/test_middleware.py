@@ -116,7 +116,10 @@ async def test_a_database_that_is_away_asks_to_come_back(caplog: pytest.LogCaptu
 
 async def test_an_answer_that_takes_too_long_is_given_up() -> None:
     async with client(endless, max_request_s=0.01) as opened:
+        waiting = cast("Any", opened)._transport.app.state.places.requests
+        before = waiting.figures()
         answer = await redeem(opened)
+        assert waiting.figures() == before, "it has given its place back"
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "timed_out", "1")
 
 
