@@ -43,8 +43,10 @@ class Reading:
         self.fail = fail or (lambda _event: None)
         self.tried: list[int] = []
         dsn = f"{database.dsn()} application_name={application}"
+        # A group of this test's own: one that died in another test would take the partitions along when Kafka misses it.
+        self.name = f"ours-{prefix}"
         self.consumer = Consumer(
-            dsn, kafka.plain, events_topic(prefix).name, name="ours", handle=self.handle, attempts=3, pause_s=0.05
+            dsn, kafka.plain, events_topic(prefix).name, name=self.name, handle=self.handle, attempts=3, pause_s=0.05
         )
         self.error: BaseException | None = None
 
@@ -423,7 +425,7 @@ def test_a_database_that_was_away_when_partitions_move_to_another_process_is_wai
         # It has nothing to do, and does not notice until Kafka assigns the partitions again.
         second.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'first'")
         with second.running():
-            until(lambda: "ours starts again in" in caplog.text, WITHIN_S)
+            until(lambda: f"{second.name} starts again in" in caplog.text, WITHIN_S)
             for number in range(2, 30):
                 send(number, 1, f"codes/{number}")
             until(lambda: first.handled() == list(range(1, 30)), WITHIN_S)
