@@ -38,6 +38,9 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 # From so many callers on, half of them go into one batch: the database commits it while the others decide. With fewer,
 # a second commit would take longer than what is decided meanwhile.
 HALVED_FROM: Final = 6
+# While another process appends to the same ledger, a batch waits for those who were just answered and may be back soon,
+# until so many turns of the event loop in a row have brought nobody.
+QUIET_TURNS: Final = 6
 # How long the events of a lost commit are looked for before callers are told that its outcome is unknown.
 RESOLVE_WITHIN_S: Final = 15
 RECONNECT_EVERY_S: Final = 0.2
@@ -139,6 +142,12 @@ class GroupCommitWriter:
         # How many callers the last batch had; and while the next one is taken, how many were just answered, and may
         # send their next command.
         self._last = self._answered = 0
+        # Where this process last appended, as ledger and position, and whether another one has appended there since.
+        self._end = (0, 0)
+        self._shared = False
+        # Then: how many callers the next batch waits for, how many there were in the last turn of the loop, and how
+        # many turns ago that was.
+        self._expected = self._seen = self._quiet = 0
         # The batch that was sent without the task; and one that failed so, with the error, for the task to look into.
         self._sent: list[Append] | None = None
         self._failed: tuple[list[Append], Exception] | None = None
@@ -200,6 +209,10 @@ class GroupCommitWriter:
         self._called = False
         if self._busy or not self._waiting:
             return
+        if self._shared and self._others_may_come():
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._send)
+            return
         self._busy = True
         statement = self._ready_statement()
         if statement is None:
@@ -215,6 +228,18 @@ class GroupCommitWriter:
         except Exception as error:  # noqa: BLE001 - also rows that cannot be encoded: the writer must survive every append
             self._sent, self._failed = None, (batch, error)
         self._wake.set()
+
+    def _others_may_come(self) -> bool:
+        """Tell whether a batch had better wait, now that it has to wait for the other process's commit anyway."""
+        waiting = len(self._waiting)
+        if waiting > self._seen:
+            self._seen, self._quiet = waiting, 0
+        else:
+            self._quiet += 1
+        if waiting < self._expected and self._quiet < QUIET_TURNS:
+            return True
+        self._seen = self._quiet = 0
+        return False
 
     def _ready_statement(self) -> AppendStatement | None:
         """Return the statement to append with; None if something must be done before, for which the task is there."""
@@ -244,6 +269,7 @@ class GroupCommitWriter:
             self._wake.set()
         else:
             self._answered = len(batch)
+            self._expected = min(MAX_BATCH_CALLERS, len(self._waiting) + len(batch))
             self._send()
             self._answered = 0
 
@@ -269,12 +295,21 @@ class GroupCommitWriter:
         guard = self._guard
         for request, outcome in zip(batch, outcomes, strict=True):
             if type(outcome) is Appended:
-                appended = True
+                if not appended:
+                    appended = True
+                    self._note_others(request.ledger_id, outcome.first)
+                self._end = (request.ledger_id, outcome.last)
                 if guard is not None:
                     guard.acknowledge(request.ledger_id, outcome.last, request.events[-1].event_id)
             _resolve(request, outcome)
         if appended:
             self._on_commit()
+
+    def _note_others(self, ledger_id: int, first: int) -> None:
+        """Note whether another process appends to a ledger, too: then positions are missing between our batches."""
+        known, last = self._end
+        if known == ledger_id:
+            self._shared = first != last + 1
 
     async def _run(self) -> None:
         """Do what takes more than to send a batch: connect, ask whether a log is whole, and look into errors."""
@@ -340,10 +375,11 @@ class GroupCommitWriter:
         """Return how many callers the next batch may have.
 
         If it took all that wait, there would at some point be one batch of everybody, or it would alternate with one of
-        very few; and this process would only wait while the large one is committed. After a pause, all go together.
+        very few; and this process would only wait while the large one is committed. After a pause, all go together. So
+        they do while another process appends, too: their batch waits for its commit, and the machine has enough to do.
         """
         taking_part = len(self._waiting) + self._answered
-        if taking_part < HALVED_FROM or (self._answered == 0 and self._last < HALVED_FROM):
+        if self._shared or taking_part < HALVED_FROM or (self._answered == 0 and self._last < HALVED_FROM):
             return MAX_BATCH_CALLERS
         return min(MAX_BATCH_CALLERS, (taking_part + 1) // 2)
 

@@ -218,6 +218,42 @@ async def test_half_of_those_who_send_one_command_after_another_decide_while_the
     assert sum(sizes) == 80
 
 
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "with another"])
+async def test_those_who_come_back_share_a_batch_while_another_process_appends_too(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    """The next batch must wait for the other process's commit anyway; alone, half of them decide meanwhile."""
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer, writing(opened.database) as other:
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        if another:
+            await other.append(appending(tenant.ledger_id, row(uuid7())))
+        sizes = counted_batches(monkeypatch)
+
+        async def sends(turns: int) -> None:
+            await writer.append(appending(tenant.ledger_id, row(uuid7())))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await writer.append(appending(tenant.ledger_id, row(uuid7())))
+
+        await asyncio.gather(*(sends(turns) for turns in (0, 0, 1, 1, 2, 2)))
+    assert (sizes == [6, 6]) is another, sizes
+
+
+async def test_whoever_does_not_come_back_holds_nobody_up_while_another_process_appends_too(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await opened.begin()
+    async with writing(opened.database) as writer, writing(opened.database) as other:
+        await writer.append(appending(tenant.ledger_id, row(uuid7())))
+        await other.append(appending(tenant.ledger_id, row(uuid7())))
+        sizes = counted_batches(monkeypatch)
+        await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(6)])
+        outcome = await writer.append(appending(tenant.ledger_id, row(uuid7())))
+    assert isinstance(outcome, Appended)
+    assert sizes == [6, 1]
+
+
 async def test_one_caller_of_each_ledger_finds_out_that_the_database_is_short_of_something(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ class Reading:
         self.fail = fail or (lambda _event: None)
         self.tried: list[int] = []
         dsn = f"{database.dsn()} application_name={application}"
-        # A group of this test's own: one that died in another test would take the partitions along when Kafka misses it.
+        # A group of this test's own: once Kafka misses a member that died in another test, partitions move.
         self.name = f"ours-{prefix}"
         self.consumer = Consumer(
             dsn, kafka.plain, events_topic(prefix).name, name=self.name, handle=self.handle, attempts=3, pause_s=0.05
