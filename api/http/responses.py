@@ -27,20 +27,19 @@ class _Json(Response):
     """A response whose body is JSON, always: so its headers need not be looked through for what is missing."""
 
     media_type = "application/json"
+    background = None
 
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         """Encode the headers, and add those of the body."""
-        self.raw_headers = raw_headers = []
-        if headers is not None:
-            for name, value in headers.items():
-                raw_headers.append((_in_lower_case(name), value.encode("latin-1")))
-        raw_headers.append((b"content-length", b"%d" % len(self.body)))
-        raw_headers.append((b"content-type", b"application/json"))
+        self.body = body
+        self.status_code = status
+        self.raw_headers = [(_in_lower_case(name), value.encode("latin-1")) for name, value in headers.items()]
+        self.raw_headers += (b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")
 
 
 def answer(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return JSON: times in UTC with Z, ids as text."""
-    return _Json(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers)
+    return _Json(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, headers or {})
 
 
 def version_headers(version: int, position: int) -> dict[str, str]:

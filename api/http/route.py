@@ -174,7 +174,7 @@ class Route(APIRoute):
         caller_name, request_name = named.get(Caller) or named.get(Caller | None), named.get(Request)
         query_name, query_type = _of_kind(types, QueryModel)
         body_name, body_type = _of_kind(types, Body)
-        body_adapter: TypeAdapter[Any] | None = None if body_type is None else TypeAdapter(body_type)
+        body_validator = None if body_type is None else TypeAdapter(body_type).validator
         known_fields = KnownFields(model_in(body_type) or BaseModel)
         nothing_asked = None if query_type is None else _of_no_query(query_type)
 
@@ -198,10 +198,10 @@ class Route(APIRoute):
                 arguments[query_name] = query or await read_query(request, query_type, caller)
             # May hold a secret: from here on there is the model, whose secrets do not print, and a hash.
             sent = None
-            if body_name is not None and body_adapter is not None:
+            if body_name is not None and body_validator is not None:
                 sent, left_out = known_fields.without_excess(await read_json(request))
                 try:
-                    arguments[body_name] = await _validated(body_adapter.validate_python, sent, request, caller)
+                    arguments[body_name] = await _validated(body_validator.validate_python, sent, request, caller)
                 except ValidationError as error:
                     raise malformed("malformed_body", error, body_type, left_out) from None
             if caller is not None and b"idempotency-key" in headers.of(request):
@@ -283,7 +283,7 @@ async def read_json(request: Request) -> Any:
             twice.
 
     """
-    if headers.has_body(request) and headers.media_type(request) != "application/json":
+    if headers.media_type(request) != "application/json" and headers.has_body(request):
         raise Problem("unsupported_media_type")
     body = await _whole_body(request)
     # Counted before it is parsed: to parse, validate and refuse so many values would hold up all other requests.

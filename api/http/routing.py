@@ -29,13 +29,15 @@ class Routes:
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         """Take the routes."""
-        self._fixed: dict[str, list[Route]] = {}
+        # By method, too.
+        self._fixed: dict[str, dict[str, Route]] = {}
         self._templates: dict[int, list[Route]] = {}
         # Those whose last parameter can have several parts.
         self._open_ended: list[Route] = []
         for route in cast("Iterable[Route]", routes):
             if not route.param_convertors:
-                self._fixed.setdefault(route.path, []).append(route)
+                by_method = self._fixed.setdefault(route.path, {})
+                by_method |= {method: route for method in (route.methods or ()) if method not in by_method}
             elif ":path}" in route.path:
                 self._open_ended.append(route)
             else:
@@ -49,11 +51,10 @@ class Routes:
 
         """
         path, method = scope["path"], scope["method"]
-        known = False
-        for route in self._fixed.get(path, ()):
-            if method in (route.methods or ()):
-                return _found(route, scope, {})
-            known = True
+        by_method = self._fixed.get(path, {})
+        if method in by_method:
+            return _found(by_method[method], scope, {})
+        known = bool(by_method)
         for routes in (self._templates.get(path.count("/"), ()), self._open_ended):
             for route in routes:
                 match = route.path_regex.match(path)
@@ -66,8 +67,8 @@ class Routes:
 
     def methods(self, path: str) -> set[str]:
         """Return every method that an address supports; several routes may share it."""
-        found = self._fixed.get(path)
-        if found is None:
+        found = list(self._fixed.get(path, {}).values())
+        if not found:
             # An address that is spelled out belongs to no template, though one would match it too.
             templates = [*self._templates.get(path.count("/"), ()), *self._open_ended]
             matching = [route for route in templates if route.path_regex.match(path)]

@@ -16,7 +16,7 @@ def has_duplicate_names(sent: dict[str, Any], body: bytes) -> bool:
         RecursionError: it is nested too deep for that.
 
     """
-    texts = sum([type(value) is str for value in sent.values()])
+    texts = list(map(type, sent.values())).count(str)
     if body.count(b'"') == 2 * (len(sent) + texts):
         return False
     twice = False

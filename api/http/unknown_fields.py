@@ -36,10 +36,8 @@ class KnownFields:
             sent = dict(sent)
             for name in excess:
                 del sent[name]
-        for name, known in self.within.items():
-            if name not in sent:
-                continue
-            inner, more = known.without_excess(sent[name])
+        for name in self.within.keys() & sent.keys():
+            inner, more = self.within[name].without_excess(sent[name])
             if more:
                 sent = {**sent, name: inner}
                 left_out += more
