@@ -188,7 +188,6 @@ class Application(FastAPI):
         self,
         *,
         max_body_bytes: int,
-        max_request_s: float,
         waiting: Waiting | None = None,
         damaged: Callable[[Exception], Exception | None] = lambda _: None,
         cors_origins: Sequence[str] = ("none",),
@@ -204,7 +203,6 @@ class Application(FastAPI):
         self._cors_origins = cors_origins
         self._waiting = waiting
         self._max_body_bytes = max_body_bytes
-        self._max_request_s = max_request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -217,7 +215,6 @@ class Application(FastAPI):
         stack = RequestMiddleware(
             self.to_route,
             max_body_bytes=self._max_body_bytes,
-            max_request_s=self._max_request_s,
             waiting=self._waiting,
             damaged=self._damaged,
             page_for=_special_answer,
@@ -341,15 +338,16 @@ def create_app(
         page_process: what makes pages; None where this process makes them all.
 
     """
-    waiting = Waiting()
+    waiting = Waiting(within_s=max_request_s)
     per_second = servers[0].settings.requests_per_second
     limits = Limits(Limit(per_second, per_second))
     places = SharedPlaces(
         waiting, page_places(), download_places(), upload_places(), upload_bytes(), stream_places(), Turns()
     )
-    bounds: dict[str, Any] = {"max_body_bytes": max_body_bytes, "max_request_s": max_request_s}
     pages_by = page_process if len(servers) == 1 else None
-    apps = [_app(services, limits, places, pages_by, metrics=metrics, **bounds) for services in servers]
+    apps = [
+        _app(services, limits, places, pages_by, metrics=metrics, max_body_bytes=max_body_bytes) for services in servers
+    ]
     homes = Homes(apps) if len(apps) > 1 else None
     streams: list[Streams] = [app.state.streams for app in apps]
     stopped = SingleFlight(functools.partial(health.stopped_consumers, servers))
@@ -362,6 +360,7 @@ def create_app(
     if homes is None:
         return apps[0]
     routed = RoutedApplication(
+        max_body_bytes=max_body_bytes,
         waiting=waiting,
         cors_origins=servers[0].settings.cors_origins,
         page_process=page_process,
@@ -370,7 +369,6 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
-        **bounds,
     )
     routed.state = apps[0].state
     routed.router.routes.extend(apps[0].router.routes)
@@ -385,14 +383,12 @@ def _app(
     page_process: PageProcess | None,
     *,
     max_body_bytes: int,
-    max_request_s: float,
     metrics: bool,
 ) -> Application:
     """Build the application of one server, within the limits of the process."""
     waiting = places.requests
     app = Application(
         max_body_bytes=max_body_bytes,
-        max_request_s=max_request_s,
         waiting=waiting,
         cors_origins=services.settings.cors_origins,
         page_process=page_process,
@@ -436,7 +432,6 @@ def create_metrics_app(app: FastAPI) -> FastAPI:
     """Build the application that answers `/metrics` on a port of its own, with the figures of another one."""
     served = Application(
         max_body_bytes=MAX_BODY_BYTES,
-        max_request_s=MAX_REQUEST_S,
         openapi_url=None,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
@@ -463,4 +458,5 @@ async def _schema(request: Request) -> Response:
 
 async def _docs(request: Request) -> Response:
     document: dict[str, Any] = request.app.openapi()
-    return HTMLResponse(docs.page(document), headers={"Content-Security-Policy": docs.POLICY})
+    answer_headers = {"Content-Security-Policy": docs.POLICY, "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(docs.page(document), headers=answer_headers)

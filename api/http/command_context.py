@@ -62,9 +62,7 @@ async def handle_command(
     metadata = CommandMetadata(
         caller.key.ledger_id,
         caller.actor(subject),
-        headers.correlation_id(request),
-        headers.causation_id(request),
-        headers.traceparent(request),
+        *headers.origins(request),
         idempotency_key=key if once else None,
         request_hash=caller.request_hash if key is not None and once else b"",
         effective_at=body.effective_at,

@@ -50,7 +50,7 @@ SIGN: Final = b"?"
 _LENGTH: Final = struct.Struct("!cI")
 _TEXTS: Final = ("method", "path", "scheme", "root_path", "http_version")
 # What the middleware of the process that has the client says again.
-_SAID_AGAIN: Final = frozenset({b"request-id", b"x-content-type-options", b"x-frame-options"})
+_SAID_AGAIN: Final = frozenset({b"request-id", b"x-content-type-options"})
 
 
 class BrokenOff(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -12,6 +13,8 @@ from domain.pasted import Unusable, VideoIds, shown_creator_id, video_id
 from domain.values import ID_PATTERN
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from starlette.requests import Request
     from starlette.types import Scope
 
@@ -25,11 +28,24 @@ _SPELLED: Final = {
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 _ENTITY_TAG: Final = re.compile(r'"(0|[1-9][0-9]{0,9})"')
 _CORRELATION_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-_NO_LENGTH: Final = [b"0"]
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LAST_EVENT_ID: Final = re.compile(rf"(?:({_UUID.pattern}):)?(0|[1-9][0-9]{{0,17}})")
 # W3C Trace Context; a malformed one is to be ignored, not refused.
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# RFC 6750 has the scheme, and RFC 9110 that its case does not matter.
+_BEARER: Final = re.compile(rb"(?i:bearer) +([^ ](?:.*[^ ])?) *", re.DOTALL)
+_ORIGINS: Final = frozenset({b"correlation-id", b"causation-id", b"traceparent"})
+
+
+class Headers(dict[bytes, bytes]):
+    """A request's headers by name in lower case; of those that were sent more than once, the first.
+
+    Attributes:
+        repeated: the names of these.
+
+    """
+
+    repeated: AbstractSet[bytes] = frozenset()
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -57,6 +73,13 @@ def if_match(request: Request) -> int | None:
             'If-Match must be one version in quotes, such as "3", or *. Weak ETags are not allowed.',
         )
     return int(tag[1])
+
+
+def origins(request: Request) -> tuple[str | None, UUID | None, str | None]:
+    """Return what the caller says a command belongs to and follows from: most callers say nothing."""
+    if of(request).keys().isdisjoint(_ORIGINS):
+        return None, None, None
+    return correlation_id(request), causation_id(request), traceparent(request)
 
 
 def correlation_id(request: Request) -> str | None:
@@ -114,17 +137,15 @@ def repeated_event_id(request: Request) -> str | None:
 
 def bearer(request: Request) -> str | None:
     """Return the API key that was presented."""
-    given = of(request).get(b"authorization")
-    if given is None or len(given) != 1:
-        return None
-    scheme, _, key = given[0].decode("latin-1").partition(" ")
-    return key.strip(" ") or None if scheme.lower() == "bearer" else None
+    given: Headers = request.scope[_BY_NAME]
+    said = _BEARER.fullmatch(given.get(b"authorization", b""))
+    return None if said is None or b"authorization" in given.repeated else said[1].decode("latin-1")
 
 
 def has_body(request: Request) -> bool:
     """Tell whether the request announces a body."""
     given = of(request)
-    return given.get(b"content-length", _NO_LENGTH)[0] != b"0" or b"transfer-encoding" in given
+    return given.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in given
 
 
 def media_type(request: Request) -> str | None:
@@ -132,14 +153,17 @@ def media_type(request: Request) -> str | None:
 
     Of two headers that speak of one body, each may be believed by somebody.
     """
-    given = of(request)
-    said = given.get(b"content-type", ())
-    if len(said) == 1 and said[0] == b"application/json" and b"content-encoding" not in given:
-        return "application/json"  # as nearly everyone says it
-    codings = {coding.strip().lower() for said in given.get(b"content-encoding", ()) for coding in said.split(b",")}
-    if len(said) > 1 or not codings <= {b"", b"identity"}:
+    given: Headers = request.scope[_BY_NAME]
+    if b"content-type" in given.repeated:
         return None
-    kind, *parameters = text(request, b"content-type").lower().split(";")
+    if b"content-encoding" in given:
+        all_said = [value for name, value in request.scope["headers"] if name == b"content-encoding"]
+        if not {coding.strip().lower() for said in all_said for coding in said.split(b",")} <= {b"", b"identity"}:
+            return None
+    said = given.get(b"content-type", b"")
+    if said == b"application/json":
+        return "application/json"  # as nearly everyone says it
+    kind, *parameters = said.decode("latin-1").lower().split(";")
     charsets = {p.partition("=")[2].strip(' "') for p in parameters if p.strip().startswith("charset")}
     return kind.strip() if charsets <= {"utf-8", "utf8"} else None
 
@@ -174,35 +198,36 @@ def path_uuid(text: str, what: str) -> UUID:
     return UUID(text)
 
 
-def of(request: Request) -> dict[bytes, list[bytes]]:
-    """Return a request's headers by name in lower case."""
-    scope = request.scope
-    known: dict[bytes, list[bytes]] = scope[_BY_NAME] if _BY_NAME in scope else by_name(scope)
+def of(request: Request) -> Headers:
+    """Return a request's headers by name; the middleware has read them."""
+    known: Headers = request.scope[_BY_NAME]
     return known
 
 
-def by_name(scope: Scope) -> dict[bytes, list[bytes]]:
+def by_name(scope: Scope) -> Headers:
     """Return a request's headers by name, and keep them with it: to look through all for each took a tenth of it."""
-    known: dict[bytes, list[bytes]] = {}
-    for name, value in scope["headers"]:
-        if name in known:
-            known[name].append(value)
-        else:
-            known[name] = [value]
-    scope[_BY_NAME] = known
+    kept: Headers | None = scope.get(_BY_NAME)
+    if kept is not None:
+        return kept
+    given = scope["headers"]
+    scope[_BY_NAME] = known = Headers(given)
+    if len(known) < len(given):
+        known.update(reversed(given))
+        known.repeated = {name for name, times in Counter(name for name, _ in given).items() if times > 1}
     return known
 
 
 def text(request: Request, name: bytes, default: str = "") -> str:
     """Return the first header of a name, or another text where there is none."""
-    given = of(request).get(name)
-    return given[0].decode("latin-1") if given else default
+    given: bytes | None = request.scope[_BY_NAME].get(name)
+    return default if given is None else given.decode("latin-1")
 
 
 def _once(request: Request, name: bytes) -> str | None:
-    given = of(request).get(name)
-    if given is None:
+    given: Headers = request.scope[_BY_NAME]
+    said = given.get(name)
+    if said is None:
         return None
-    if len(given) > 1:
+    if name in given.repeated:
         raise Problem("malformed_header", f"{_SPELLED[name]} was sent more than once.")
-    return given[0].decode("latin-1")
+    return said.decode("latin-1")

@@ -100,37 +100,21 @@ class GuessLimit(Limit[K]):
         return not known
 
 
-class Slots(Generic[K]):
-    """How many places each key takes of those that all share; one that takes none is not remembered."""
-
-    def __init__(self) -> None:
-        """Begin with none taken."""
-        self._taken: dict[K, int] = {}
+class Slots(dict[K, int]):
+    """How many places each key takes of those that all share; one that takes none is not in it."""
 
     def taken(self, key: K) -> int:
         """Return how many places a key takes."""
-        return self._taken.get(key, 0)
-
-    def all(self) -> dict[K, int]:
-        """Return how many places each key takes."""
-        return self._taken.copy()
-
-    def take_below(self, key: K, most: int) -> bool:
-        """Take a place if the key has fewer than `most`, and tell whether it did."""
-        taken = self._taken.get(key, 0)
-        if taken >= most:
-            return False
-        self._taken[key] = taken + 1
-        return True
+        return self.get(key, 0)
 
     def take(self, key: K, places: int = 1) -> None:
         """Take places."""
-        self._taken[key] = self._taken.get(key, 0) + places
+        self[key] = self.get(key, 0) + places
 
     def give_back(self, key: K, places: int = 1) -> None:
         """Give places back that were taken."""
-        left = self._taken[key] - places
+        left = self[key] - places
         if left:
-            self._taken[key] = left
+            self[key] = left
         else:
-            del self._taken[key]
+            del self[key]

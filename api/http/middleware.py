@@ -59,16 +59,10 @@ UNMATCHED: Final = ("other", "none")
 # What a request counts as whose caller left before it was read.
 LEFT: Final = 499
 
-_HEADERS: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-)
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 # Where an answer does not say otherwise: answers are for the caller alone, and never a page.
-_DEFAULTS: Final = (
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-)
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 
 _CROWDED: Final = "Too many requests are already in progress. Nothing was done. Try again in a moment."
 _CROWDED_BY_A_KEY: Final = (
@@ -96,10 +90,6 @@ class _Answers:
         # By bucket; the last one is of those that took longer than any.
         self.within = [0] * (len(_BUCKETS_S) + 1)
 
-    def add(self, seconds: float) -> None:
-        self.seconds += seconds
-        self.within[bisect_left(_BUCKETS_S, seconds)] += 1
-
 
 class _Answered(Collector):
     """The answers of this process. They are counted in its one thread, so without a lock for each of three figures."""
@@ -107,13 +97,18 @@ class _Answered(Collector):
     def __init__(self) -> None:
         self._by_labels: dict[tuple[str, str, int], _Answers] = {}
 
-    def add(self, method: str, route: str, status: int, seconds: float) -> None:
+    def add(self, scope: Scope, status: int, seconds: float) -> None:
         """Count an answer. Methods, routes and statuses are those of the application, so there are few of them."""
-        labels = (method, route, status)
+        route: Any = scope.get("route")
+        method, path = scope["method"], None if route is None else route.path
+        if path is None or method not in route.methods:
+            method, path = UNMATCHED
+        labels = method, path, status
         answers = self._by_labels.get(labels)
         if answers is None:
             answers = self._by_labels[labels] = _Answers()
-        answers.add(seconds)
+        answers.seconds += seconds
+        answers.within[bisect_left(_BUCKETS_S, seconds)] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Yield each figure; another thread may render them."""
@@ -140,12 +135,6 @@ _answered: Final = _Answered()
 REGISTRY.register(_answered)
 
 
-def _labels(scope: Scope) -> tuple[str, str]:
-    """Return the method and the route that a request is counted under."""
-    route, method = scope.get("route"), scope["method"]
-    return (method, route.path) if route is not None and method in route.methods else UNMATCHED
-
-
 class RequestMiddleware:
     """The outermost layer of the application."""
 
@@ -154,7 +143,6 @@ class RequestMiddleware:
         app: ASGIApp,
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
-        max_request_s: float = MAX_REQUEST_S,
         waiting: Waiting | None = None,
         damaged: Callable[[Exception], Exception | None] = lambda _: None,
         page_for: Callable[[Request, Problem], Response | None] = lambda _request, _problem: None,
@@ -166,8 +154,7 @@ class RequestMiddleware:
         Args:
             app: the application.
             max_body_bytes: the limit of a body, but for those that may be larger.
-            max_request_s: until when an answer must have begun.
-            waiting: counts the requests that wait, also for others to see.
+            waiting: the requests that wait, also for others to see.
             damaged: returns what is answered instead, if an error means that stored data is damaged.
             page_for: returns the page for a problem, if a person's browser asked; None for programs.
             refuses: what the application raises on purpose, before it answers.
@@ -181,7 +168,6 @@ class RequestMiddleware:
         self._waiting = waiting or Waiting()
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._max_request_s = max_request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""
@@ -201,7 +187,6 @@ class RequestMiddleware:
         scope["request_id"] = exchange.request_id
         scope["exchange"] = exchange
         _in_flight.add(exchange)
-        began = time.perf_counter()
         try:
             await self._answer(scope, exchange)
         finally:
@@ -209,16 +194,15 @@ class RequestMiddleware:
             # request would leave its objects to the garbage collector, which stops the process to look for them.
             del scope["exchange"]
             _in_flight.discard(exchange)
-            exchange.end()
+            self._waiting.end(exchange)
             if handed_over is None:
-                _answered.add(*_labels(scope), exchange.status, time.perf_counter() - began)
+                _answered.add(scope, exchange.status, time.perf_counter() - exchange.began)
 
     async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         # No problem that was raised has a name here: it knows this frame, and each would be left to the collector.
         try:
-            exchange.refuse_announced(scope)
+            exchange.refuse_announced(headers.by_name(scope))
             self._waiting.begin(exchange)
-            exchange.answer_within(self._max_request_s)
             try:
                 await self._app(scope, exchange.receive, exchange.send)
             except self._refuses as error:
@@ -271,10 +255,13 @@ class Waiting:
     Commands wait to be recorded inside of their requests, so these are their shares, too. Nobody queues for a place
     here: a request takes one before it is known whose it is.
 
+    All have the same time, so the one that began first is the next whose time is up: one timer is enough for all.
+
     Attributes:
         most: how many may wait.
         of_a_ledger: how many of them with keys of one ledger.
         of_a_key: how many of them with one key.
+        within_s: how long one may wait, in seconds.
 
     """
 
@@ -283,12 +270,16 @@ class Waiting:
         most: int = MAX_WAITING,
         of_a_ledger: int = MAX_WAITING_OF_A_LEDGER,
         of_a_key: int = MAX_WAITING_OF_A_KEY,
+        within_s: float = MAX_REQUEST_S,
     ) -> None:
         """Begin with none."""
         self.most = most
         self.of_a_ledger = of_a_ledger
         self.of_a_key = of_a_key
-        self._exchanges: set[Exchange] = set()
+        self.within_s = within_s
+        # With their tasks, in the order in which they began.
+        self._exchanges: dict[Exchange, asyncio.Task[Any]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._ledgers: Slots[int] = Slots()
         # By the number of a key's id: a UUID's own hash is computed in Python.
         self._keys: Slots[int] = Slots()
@@ -297,21 +288,40 @@ class Waiting:
         """Let a request wait, where there is room."""
         if len(self._exchanges) >= self.most:
             raise Problem("unavailable", _CROWDED, headers={"Retry-After": "1"})
-        self._exchanges.add(exchange)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine that runs has one
+        self._exchanges[exchange] = task
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.within_s, self._cut_short)
+
+    def _cut_short(self) -> None:
+        """Cancel the tasks of requests whose time is up, and look again when that of the next one will be."""
+        self._timer = None
+        now = time.perf_counter()
+        for exchange, task in self._exchanges.items():
+            left_s = exchange.began + self.within_s - now
+            if left_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(left_s, self._cut_short)
+                return
+            if not exchange.late:
+                exchange.late = True
+                task.cancel()
 
     def of_key(self, exchange: Exchange, key: ApiKey) -> None:
         """Count a request that waits as its key's, where that and its ledger have room."""
-        number = key.key_id.int
-        if not self._keys.take_below(number, self.of_a_key):
+        number, ledger_id = key.key_id.int, key.ledger_id
+        of_key, of_ledger = self._keys.get(number, 0), self._ledgers.get(ledger_id, 0)
+        if of_key >= self.of_a_key:
             raise Problem("too_many_requests", _CROWDED_BY_A_KEY, headers={"Retry-After": "1"})
-        if not self._ledgers.take_below(key.ledger_id, self.of_a_ledger):
-            self._keys.give_back(number)
+        if of_ledger >= self.of_a_ledger:
             raise Problem("too_many_requests", _CROWDED_BY_A_LEDGER, headers={"Retry-After": "1"})
+        self._keys[number], self._ledgers[ledger_id] = of_key + 1, of_ledger + 1
         exchange.key = key
 
     def end(self, exchange: Exchange) -> None:
         """Let it wait no longer; again, nothing changes."""
-        self._exchanges.discard(exchange)
+        if self._exchanges.pop(exchange, None) is None:
+            return
         key = exchange.key
         if key is not None:
             self._keys.give_back(key.key_id.int)
@@ -320,75 +330,49 @@ class Waiting:
 
     def figures(self) -> PlaceFigures:
         """Return whose requests wait."""
-        keys = {UUID(int=number): taken for number, taken in self._keys.all().items()}
-        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.all(), keys, {})
+        keys = {UUID(int=number): taken for number, taken in self._keys.copy().items()}
+        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.copy(), keys, {})
 
 
 class Exchange:
-    """One request and its answer, as they pass."""
+    """One request and its answer, as they pass.
 
-    __slots__ = (
-        "_deadline",
-        "_late",
-        "_max_body_bytes",
-        "_receive",
-        "_received",
-        "_send",
-        "_waiting",
-        "_whole",
-        "history",
-        "key",
-        "reading",
-        "request_id",
-        "status",
-    )
+    Attributes:
+        key: the key that it waits as one of, once it is known.
+        history: the ledger's history, as its answer says it.
+        status: the status of its answer; 0 until that begins.
+        reading: whether its body is waited for.
+        late: whether its task was cancelled because its time was up.
+        began: when it began, by `time.perf_counter`.
+
+    """
+
+    key: ApiKey | None = None
+    history: bytes | None = None
+    status = 0
+    reading = False
+    late = False
+    _received = 0
+    _whole = False
 
     def __init__(self, receive: Receive, send: Send, max_body_bytes: int, waiting: Waiting) -> None:
         """Give the request an id; it leaves those that are waiting when its answer begins."""
-        self._waiting = waiting
-        self.key: ApiKey | None = None
-        self.history: bytes | None = None
-        self.reading = False
+        self.began = time.perf_counter()
         self.request_id = random_16().hex()
-        self.status = 0
-        self._deadline: asyncio.TimerHandle | None = None
-        self._late = False
         self._receive = receive
         self._send = send
-        self._received = 0
-        self._whole = False
         self._max_body_bytes = max_body_bytes
+        self._waiting = waiting
 
     @property
     def begun(self) -> bool:
         """Whether the answer is on its way, so that no other can be given."""
         return self.status != 0
 
-    def answer_within(self, seconds: float) -> None:
-        """Cancel the task of the request if its answer has not begun in time; `is_late` then says so.
-
-        `asyncio.timeout` takes three times the work, and ends with its block; this limit ends when the answer begins.
-        """
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine that runs has one
-        self._deadline = asyncio.get_running_loop().call_later(seconds, self._cut_short, task)
-
-    def _cut_short(self, task: asyncio.Task[Any]) -> None:
-        self._late = True
-        task.cancel()
-
     def is_late(self) -> bool:
         """Tell, once the task was cancelled, whether it was because the time was up, and for no other reason."""
         task = asyncio.current_task()
-        return self._late and task is not None and task.uncancel() == 0
-
-    def end(self) -> None:
-        """Wait no longer, and have no time limit any more: the answer begins, or there is none. Repeats do nothing."""
-        deadline = self._deadline
-        if deadline is not None:
-            deadline.cancel()
-            self._deadline = None
-            self._waiting.end(self)
+        return self.late and task is not None and task.uncancel() == 0
 
     def of_key(self, key: ApiKey) -> None:
         """Let the request wait as one of a key's, now that it is known whose it is.
@@ -399,11 +383,11 @@ class Exchange:
         """
         self._waiting.of_key(self, key)
 
-    def refuse_announced(self, scope: Scope) -> None:
+    def refuse_announced(self, given: headers.Headers) -> None:
         """Refuse a body that says of itself that it is too large, before any of it is read."""
-        for value in headers.by_name(scope).get(b"content-length", ()):
-            if value.isdigit() and int(value[:20]) > self._max_body_bytes:
-                raise self._too_large()
+        length = given.get(b"content-length", b"")
+        if length.isdigit() and int(length[:20]) > self._max_body_bytes:
+            raise self._too_large()
 
     async def receive(self) -> Message:
         """Pass on what comes in, as long as it is not too much, whatever its headers said."""
@@ -423,16 +407,16 @@ class Exchange:
         """Pass on what goes out, with the headers that every answer bears."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self.end()
+            self._waiting.end(self)
             given = message["headers"]
-            sent = [*given, (b"request-id", self.request_id.encode())]
+            sent = [*given, _NO_SNIFFING, (b"request-id", self.request_id.encode())]
             if self.history is not None:
                 sent.append((b"ledger-history", self.history))
-            sent += _HEADERS
             names = dict(given)
-            for default in _DEFAULTS:
-                if default[0] not in names:
-                    sent.append(default)
+            if b"cache-control" not in names:
+                sent.append(_NO_STORE)
+            if b"content-security-policy" not in names:
+                sent.append(_NO_PAGE)
             message["headers"] = sent
         return self._send(message)
 

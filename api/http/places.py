@@ -116,7 +116,7 @@ class Places:
     def figures(self) -> PlaceFigures:
         """Return how the places are taken."""
         waiting = {ledger_id: len(queue) for ledger_id, queue in self._queues.items()}
-        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.all(), self._keys.all(), waiting)
+        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.copy(), self._keys.copy(), waiting)
 
     def _has_room(self, ledger_id: int) -> bool:
         return self._held < self.most and self._ledgers.taken(ledger_id) < self.of_a_ledger
@@ -229,4 +229,4 @@ class UploadBytes:
 
     def figures(self) -> PlaceFigures:
         """Return how many bytes are kept of each ledger."""
-        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.all(), {}, {})
+        return PlaceFigures(self.most, self.of_a_ledger, self._ledgers.copy(), {}, {})

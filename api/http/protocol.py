@@ -14,10 +14,12 @@ import socket
 from collections import Counter
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.http.headers import by_name
 from api.http.problems import MEDIA_TYPE, RETRYABLE, Problem
 from api.http.transport import Gathering
 
@@ -45,7 +47,8 @@ CLOSED_AT_ONCE: Final = 100
 # Left alone, the system keeps up to 4 MiB of what a client does not read, for each connection and uncounted by us.
 SEND_BUFFER_BYTES: Final = 128 * 1024
 _IPV6_PREFIX: Final = 64
-_VERSIONS: Final = frozenset({"1.0", "1.1"})
+# What there can be one of.
+_FRAMING: Final = frozenset({b"host", b"transfer-encoding"})
 # A host as RFC 3986 has it, which may be empty, and a port.
 _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 
@@ -331,26 +334,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refused_head(self) -> bytes | None:
         """Return what a head is answered that is refused."""
-        given = self.headers
-        size = len(self.url) + len(given) * len(b": \r\n")
-        hosts, codings = [], []
-        for name, value in given:
-            size += len(name) + len(value)
-            if name == b"host":
-                hosts.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value)
-        if size > MAX_HEAD_BYTES or len(given) > MAX_HEADERS:
+        count = len(self.headers)
+        size = len(self.url) + count * len(b": \r\n") + sum(map(len, chain.from_iterable(self.headers)))
+        if size > MAX_HEAD_BYTES or count > MAX_HEADERS:
             return _TOO_LARGE
+        given = by_name(self.scope)  # type: ignore[arg-type] # uvicorn's type of it is another
+        host, coding = given.get(b"host"), given.get(b"transfer-encoding")
         version = self.parser.get_http_version()
-        chunked = version == "1.1" and [coding.lower() for coding in codings] == [b"chunked"]
-        one_host = len(hosts) == 1 or (version == "1.0" and not hosts)
-        if (
-            version not in _VERSIONS
-            or not one_host
-            or not all(map(_HOST.fullmatch, hosts))
-            or (codings and not chunked)
-        ):
+        if version == "1.1":
+            sound = host is not None and (coding is None or coding.lower() == b"chunked")
+        else:
+            sound = version == "1.0" and coding is None
+        if not sound or (host is not None and _HOST.fullmatch(host) is None) or not _FRAMING.isdisjoint(given.repeated):
             return _NOT_HTTP
         return None
 

@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from api.http.caller import Allowed, admit
 from api.http.dependencies import Limits, Services
+from api.http.headers import by_name
 from api.http.limits import Limit
 from api.http.middleware import MAX_BODY_BYTES, Exchange, Waiting
 from infra.auth.key_commands import create_ledger
@@ -68,7 +69,9 @@ def _request(opened: Runtime, bearer: str) -> Request:
         (b"idempotency-key", b"0123456789abcdef"),
     ]
     exchange = Exchange(_nothing, _nothing, MAX_BODY_BYTES, Waiting(10**9, 10**9, 10**9))
-    return Request({"type": "http", "app": app, "method": "GET", "path": "/", "headers": headers, "exchange": exchange})
+    scope = {"type": "http", "app": app, "method": "GET", "path": "/", "headers": headers, "exchange": exchange}
+    by_name(scope)
+    return Request(scope)
 
 
 async def _microseconds(act: Callable[[], Awaitable[object]], times: int) -> dict[str, float]:

@@ -123,6 +123,37 @@ async def test_an_answer_that_takes_too_long_is_given_up() -> None:
     assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "timed_out", "1")
 
 
+async def test_each_request_has_its_time_whatever_became_of_others() -> None:
+    async with client(endless, max_request_s=0.02) as opened:
+        quick = await opened.get("/livez")
+        together = await asyncio.gather(redeem(opened), redeem(opened))
+        afterwards = await redeem(opened)
+        answers = [quick, *together, afterwards]
+    assert [answer.status_code for answer in answers] == [200, 503, 503, 503]
+    assert {answer.json()["code"] for answer in answers[1:]} == {"timed_out"}
+
+
+async def test_an_answer_that_has_begun_may_take_its_time() -> None:
+    begun, going = asyncio.Event(), asyncio.Event()
+
+    async def streaming(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["path"] == "/endless":
+            await endless()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        await going.wait()
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    edge = RequestMiddleware(streaming, waiting=Waiting(within_s=0.01))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as opened:
+        streamed = asyncio.create_task(opened.get("/stream"))
+        await begun.wait()
+        late = await opened.get("/endless")
+        going.set()
+        answer = await streamed
+    assert (late.status_code, answer.status_code, answer.content) == (503, 200, b"whole")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
@@ -225,7 +256,7 @@ def test_a_key_that_takes_no_place_is_not_remembered() -> None:
     for key in ("a", "b", "a"):
         places.give_back(key)
     assert places.taken("a") == 0
-    assert places._taken == {}
+    assert places == {}
 
 
 async def test_a_body_over_the_limit_is_never_read() -> None:
@@ -251,6 +282,7 @@ async def test_every_answer_bears_an_id_of_its_own_and_the_headers_that_keep_it_
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
         assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert "server" not in answer.headers
         assert "access-control-allow-origin" not in answer.headers
 

@@ -200,6 +200,24 @@ def test_other_heads_are_answered(server: Server, head: bytes) -> None:
         assert everything(connection).startswith(b"HTTP/1.1 200 OK")
 
 
+def head_of(size: int) -> bytes:
+    """Return a head whose target and headers have so many bytes, counted as `name: value` with the end of its line."""
+    head = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: "
+    counted = len(b"/livez" + b"Host: x\r\n" + b"Connection: close\r\n" + b"X: \r\n")
+    return head + b"a" * (size - counted) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "after another one"])
+@pytest.mark.parametrize(("beyond", "answer"), [(0, b"HTTP/1.1 200 OK"), (1, TOO_LARGE)])
+def test_a_head_may_be_as_large_as_its_limit(server: Server, before: bytes, beyond: int, answer: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(before)
+        if before:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(head_of(MAX_HEAD_BYTES + beyond))
+        assert everything(connection).startswith(answer)
+
+
 def test_what_is_no_request_gets_no_answer_while_an_earlier_one_is_answered(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 import api.http.route
 from api.http.caller import Caller, allow
+from api.http.headers import by_name
 from api.http.route import Route
 from api.redemptions import RedeemCode
 from infra.settings import load_settings
@@ -55,6 +56,7 @@ async def hashed(monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], *, key: 
         "headers": [*fields.items()],
         "app": SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(settings=load_settings({})))),
     }
+    by_name(scope)
     (route,) = router.routes
     await cast("Route", route).app(scope, receive, send)
     (request,) = seen
