@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -36,7 +38,7 @@ from infra.postgres.roles import API
 from infra.process_limits import tune_garbage_collector
 from infra.runtime import runtime
 from tests.bench.budget import run as measure_budget
-from tests.bench.place import RUNS, SETTINGS, median, pgbench, postgres
+from tests.bench.place import RUNS, SETTINGS, pgbench, postgres
 from tests.given import anyone
 from tests.infra.session_tokens import present
 from tests.keys import master_key
@@ -153,8 +155,9 @@ async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
     return done / (time.perf_counter() - began)
 
 
-async def ours(server: EmbeddedPostgres) -> dict[str, float]:
-    """Return commands a second of this process, by how many at a time."""
+@asynccontextmanager
+async def loading(server: EmbeddedPostgres) -> AsyncIterator[Load]:
+    """Yield a load on a ledger of its own, warmed."""
     master = master_key(fresh_key())
     await create_ledger(server.dsn(), master, "bench")
     key, _ = await create_key(server.dsn(), master, "bench", "operator", None)
@@ -164,11 +167,32 @@ async def ours(server: EmbeddedPostgres) -> dict[str, float]:
         load = Load(opened.handler, key.ledger_id, key.key_id)
         await load.prepare()
         await rate(load, 32, 1.0)
-        runs: dict[int, list[float]] = {number: [] for number in IN_FLIGHT}
-        for _ in range(RUNS):
-            for number in IN_FLIGHT:
-                runs[number].append(await rate(load, number))
-        return {str(number): sorted(rates)[RUNS // 2] for number, rates in runs.items()}
+        yield load
+
+
+async def ours(server: EmbeddedPostgres) -> dict[str, float]:
+    """Return commands a second of this process, by how many at a time."""
+    async with loading(server) as load:
+        rounds = [{str(number): await rate(load, number) for number in IN_FLIGHT} for _ in range(RUNS)]
+    return medians(rounds)
+
+
+async def in_rounds(server: EmbeddedPostgres) -> list[list[dict[str, float]]]:
+    """Measure one store after another, in rounds: what slows the machine for some seconds then slows all of them."""
+    async with loading(server) as load:
+        return [
+            [
+                {str(number): await rate(load, number) for number in IN_FLIGHT},
+                {str(clients): await asyncio.to_thread(pgbench, server, clients) for clients in CLIENTS},
+                {str(threads): await asyncio.to_thread(library, server, threads) for threads in CLIENTS},
+            ]
+            for _ in range(RUNS)
+        ]
+
+
+def medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
 class Plain(Aggregate):
@@ -216,18 +240,23 @@ def run(*, budget: bool = False, base: Path | None = None) -> dict[str, Any]:
     if budget:
         return {"budget": measure_budget(base)}
     with postgres() as server:
-        plain = {str(clients): median(lambda clients=clients: pgbench(server, clients)) for clients in CLIENTS}  # type: ignore[misc]
-        here = uvloop.run(ours(server))
-        saved = {str(threads): library(server, threads) for threads in CLIENTS}
+        rounds = uvloop.run(in_rounds(server))
+    here, plain, saved = (medians(of_one) for of_one in zip(*rounds, strict=True))
     return {
         "events_per_second": here,
         "pgbench": plain,
         "eventsourcing": saved,
-        "ratios": {
-            "32 in flight to pgbench at 32": here["32"] / plain["32"],
-            "32 in flight to eventsourcing at its best": here["32"] / max(saved.values()),
-            "1 in flight to eventsourcing at 1": here["1"] / saved["1"],
-        },
+        # Of figures from the same round.
+        "ratios": medians(
+            [
+                {
+                    "32 in flight to pgbench at 32": commands_here["32"] / inserts["32"],
+                    "32 in flight to eventsourcing at its best": commands_here["32"] / max(saves.values()),
+                    "1 in flight to eventsourcing at 1": commands_here["1"] / saves["1"],
+                }
+                for commands_here, inserts, saves in rounds
+            ]
+        ),
         "settings": SETTINGS,
         "runs": RUNS,
     }
