@@ -52,6 +52,11 @@ async def state(cur: Cursor, name: str) -> tuple[str, int | None, int | None] | 
     return view_state.state, view_state.failed_ledger_id, view_state.failed_position
 
 
+async def follows(cur: Cursor, name: str) -> bool:
+    """Tell whether a view follows the log, and nothing is left of what stopped it."""
+    return await state(cur, name) == ("following", None, None)
+
+
 def poisoned_by(kind: type, of: View[Any] = codes.VIEW) -> View[Any]:
     """A view whose handler of this event is broken."""
 

@@ -22,7 +22,7 @@ from tests.conftest import TestDatabase
 from tests.given import Story
 from tests.infra.session_tokens import bound_to
 from tests.projections.conftest import Cursor
-from tests.projections.engine.runners import failed, poisoned_by, reads, runner_of, running, state
+from tests.projections.engine.runners import failed, follows, poisoned_by, reads, runner_of, running, state
 from tests.projections.memory_log import MemoryLog, positions, rows, until
 
 # The code is shared, redeemed and revoked; the view of codes stops before it is shared.
@@ -50,7 +50,7 @@ async def test_a_view_that_skips_what_stopped_it_goes_on_and_says_so(connect: Co
         assert await positions(worker, "codes") == {1: 2}
         await skip(connect, BROKEN, *SHARED)
         await until(lambda: reads(worker, "codes", log.heads))
-        await until(lambda: follows(worker))
+        await until(lambda: follows(worker, "codes"))
     (row,) = await codes.CODES.load(worker, [(1, given.CODE)])
     assert (row.position, row.was_shared, row.was_redeemed) == (5, False, True)
     assert [
@@ -78,7 +78,7 @@ async def test_a_skip_of_what_begins_a_code_may_cover_its_later_events_and_those
         assert await state(worker, "codes") == ("failed", 1, 2)
         await skip(connect, view, 1, 2, given.CODE)
         await until(lambda: reads(worker, "codes", log.heads))
-        await until(lambda: follows(worker))
+        await until(lambda: follows(worker, "codes"))
         story.when(given.share(brand_id="brand-2"))
         story.when(given.share(given.OTHER_CODE, brand_id="brand-2"))
         await until(lambda: reads(worker, "codes", log.heads))
@@ -140,10 +140,6 @@ def two_codes() -> Story:
 
 async def both(cur: Cursor) -> list[Any]:
     return list(await codes.CODES.load(cur, [(1, given.CODE), (1, given.OTHER_CODE)]))
-
-
-async def follows(cur: Cursor) -> bool:
-    return await state(cur, "codes") == ("following", None, None)
 
 
 async def all_of(cur: Cursor) -> list[SkippedEvent]:
