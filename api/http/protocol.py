@@ -173,7 +173,6 @@ class BoundedProtocol(HttpToolsProtocol):
     _refusal: bytes | None = None
     # Bytes of the request that is coming in which are not its body.
     _beside = 0
-    _in_head = True
     _silence: asyncio.TimerHandle | None = None
     # When it was made, by the loop's clock, and whether it had to make room for another.
     made_at = 0.0
@@ -269,7 +268,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Pass on what comes, as long as what is no body stays within its limit, and a head within its time."""
         self._beside += len(data)
         super().data_received(data)
-        if self._beside > (MAX_HEAD_BYTES if self._in_head else MAX_BESIDE_BYTES):
+        if self._beside > (MAX_BESIDE_BYTES if self.headers is _UNHEARD else MAX_HEAD_BYTES):
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(_TOO_LARGE)
             self.transport.close()
@@ -313,24 +312,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(_NOT_HTTP)
         self.transport.close()
 
-    def on_message_begin(self) -> None:
-        """Begin a head."""
-        self._in_head = True
-        super().on_message_begin()
-        self.scope["extensions"] = self._extensions
-
     def on_headers_complete(self) -> None:
         """Stop waiting: the head is whole, and the application limits the body."""
-        self._in_head = False
         self._refusal = self._refused_head()
+        # The scope has the list of headers.
+        self.headers = _UNHEARD
         if self._refusal is not None:
             raise _Refused
         self._heard()
+        self.scope["extensions"] = self._extensions
         super().on_headers_complete()
         if self.parser.should_upgrade():
             # What comes next would be another protocol.
             self.cycle.keep_alive = False
-        self.headers = _UNHEARD
 
     def _refused_head(self) -> bytes | None:
         """Return what a head is answered that is refused."""
