@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self, TypeVar, cast
+from uuid import UUID
 
 from eventsourcing.domain import Aggregate
 
@@ -36,7 +38,6 @@ from domain.values import BRAND_SIDE, CREATOR_SIDE, FOREVER, Channel, Sealed, St
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from uuid import UUID
 
     from domain.recorded import RecordedEvent
 
@@ -44,6 +45,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 # The same refusal of the same advertiser is recorded once in this time; what comes sooner is only counted.
 REFUSAL_REPEAT_AFTER = timedelta(hours=1)
+
+
+# Nobody can add to it in place: it is what all codes begin with.
+_NONE_YET: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 class Ending(NamedTuple):
@@ -62,6 +67,13 @@ class Code(Recording, Aggregate):
         """What happened to the code."""
 
         RECORDED_BY: ClassVar[tuple[str, ...]] = ()
+
+        def follows_from(self, code: Code) -> tuple[UUID, int] | None:  # noqa: ARG002 - most follow from no event
+            """Return the stream and the version of the event that this one, of a code, follows from, if it does.
+
+            What the clock makes true follows from what set the window's end.
+            """
+            return None
 
     class Generated(Event, Aggregate.Created):
         """The creator accepted the terms and got a code; the video's own Ad authorization switch went on with it."""
@@ -89,28 +101,11 @@ class Code(Recording, Aggregate):
             aggregate.terms_version = self.terms_version
             aggregate.masked = self.masked
             aggregate.secret_in = None if self.masked is None else self.originator_version
-            aggregate.generated_at = self.timestamp
             aggregate.first_window = Window(self.starts_at, self.expires_at)
             aggregate.was_recorded = self.was_recorded
             aggregate.start_stated = self.start_stated
             aggregate.supersedes = self.supersedes
             aggregate.first_caption_sha256 = self.caption_sha256
-            aggregate.extensions = {}
-            aggregate.statements = {}
-            aggregate.shares = {}
-            aggregate.redemptions = {}
-            aggregate.shared_when_redeemed = {}
-            aggregate.launches = {}
-            aggregate.recorded_stops = {}
-            aggregate.refusals = {}
-            aggregate.notes = {}
-            aggregate.revoked_at = None
-            aggregate.revoked_in = None
-            aggregate.superseded_at = None
-            aggregate.superseding_at = None
-            aggregate.superseded_by = None
-            aggregate.expiries = {}
-            aggregate.reminded = None
             aggregate.command_version = self.originator_version
 
         @property
@@ -250,6 +245,11 @@ class Code(Recording, Aggregate):
             key = (self.campaign_id, self.cause)
             aggregate.recorded_stops = _with(aggregate.recorded_stops, key, self.timestamp)
 
+        def follows_from(self, code: Code) -> tuple[UUID, int] | None:
+            causes = {"code_revoked": code.revoked_in, "code_expired": code.expiries.get(self.timestamp)}
+            version = causes.get(self.cause)
+            return None if version is None else (self.originator_id, version)
+
     class Revealed(Event):
         """Somebody was shown the secret again, and said why."""
 
@@ -309,6 +309,9 @@ class Code(Recording, Aggregate):
             aggregate.superseding_at = self.timestamp
             aggregate.superseded_by = self.superseded_by
 
+        def follows_from(self, code: Code) -> tuple[UUID, int] | None:  # noqa: ARG002 - it is of another code
+            return UUID(self.superseded_by), 1
+
     class Revoked(Changed):
         """The creator took the code back, for good; recorded again only where it was earlier."""
 
@@ -335,6 +338,9 @@ class Code(Recording, Aggregate):
             super().apply(aggregate)
             aggregate.expiries = _with(aggregate.expiries, self.expires_at, self.originator_version)
 
+        def follows_from(self, code: Code) -> tuple[UUID, int] | None:
+            return self.originator_id, code.end_set_in(self.expires_at)
+
     class ExpiryApproaching(Event):
         """The end came within 30, 14, 7 or 1 days, after it was set; if several were crossed unseen, only the last."""
 
@@ -347,35 +353,42 @@ class Code(Recording, Aggregate):
         def apply(self, aggregate: Code) -> None:
             aggregate.reminded = (self.expires_at, self.days_left)
 
+        def follows_from(self, code: Code) -> tuple[UUID, int] | None:
+            return self.originator_id, code.end_set_in(self.expires_at)
+
     if TYPE_CHECKING:  # the state; annotations seen at run time would make the library build an __init__ of them
         creator_id: str
         video_id: str
         terms_version: str
         masked: str | None  # None as long as the secret is not known
         secret_in: int | None  # the version of the event that has the secret
-        generated_at: datetime
         first_window: Window
         was_recorded: bool
         start_stated: bool
         supersedes: str | None
         first_caption_sha256: str | None
-        extensions: dict[int, Extension]  # by version
-        statements: dict[int, Statement]  # of usage rights, by version
-        shares: dict[Share, datetime]
-        redemptions: dict[str, datetime]
-        shared_when_redeemed: dict[str, bool | None]  # as far as it was known when it was recorded
-        launches: dict[str, Campaign]
-        recorded_stops: dict[tuple[str, str], datetime]  # by campaign and cause
-        refusals: dict[tuple[str, str], datetime]
-        notes: dict[tuple[str, int | None], None]
+        extensions: Mapping[int, Extension]  # by version
+        statements: Mapping[int, Statement]  # of usage rights, by version
+        shares: Mapping[Share, datetime]
+        redemptions: Mapping[str, datetime]
+        shared_when_redeemed: Mapping[str, bool | None]  # as far as it was known when it was recorded
+        launches: Mapping[str, Campaign]
+        recorded_stops: Mapping[tuple[str, str], datetime]  # by campaign and cause
+        refusals: Mapping[tuple[str, str], datetime]
+        notes: Mapping[tuple[str, int | None], None]
         revoked_at: datetime | None
         revoked_in: int | None  # the version
         superseded_at: datetime | None
         superseding_at: datetime | None  # when it was said: the successor may begin later
         superseded_by: str | None
-        expiries: dict[datetime, int]  # the version by the end
+        expiries: Mapping[datetime, int]  # the version by the end
         reminded: tuple[datetime, int] | None
         command_version: int
+
+    # What a code begins with. It stands here, so that no code bears what most codes never get.
+    extensions = statements = shares = redemptions = shared_when_redeemed = launches = _NONE_YET
+    recorded_stops = refusals = notes = expiries = _NONE_YET
+    revoked_at = revoked_in = superseded_at = superseding_at = superseded_by = reminded = None
 
     # ── commands: guards in order of precedence, then the event; the same again records nothing ──
 
@@ -659,6 +672,11 @@ class Code(Recording, Aggregate):
     # ── queries ──
 
     @property
+    def generated_at(self) -> datetime:
+        """When the code was generated."""
+        return self._created_on
+
+    @property
     def window(self) -> Window:
         """The window by all that is known: from its start to the end that took effect last."""
         if self.start_stated and not self.extensions:
@@ -770,21 +788,9 @@ class Code(Recording, Aggregate):
         """Return whether the window is over and that is not recorded yet."""
         return self.revoked_at is None and bool(self.expiries_due(now))
 
-    def cause_of(self, event: Aggregate.Event) -> int | None:
-        """Return the version of the event of this code that an event of it follows from; None where none does.
-
-        What the clock makes true follows from what set the window's end.
-        """
-        match event:
-            case Code.CampaignEnded(cause="code_revoked"):
-                return self.revoked_in
-            case Code.CampaignEnded(cause="code_expired"):
-                return self.expiries.get(event.timestamp)
-            case Code.Expired() | Code.ExpiryApproaching():
-                ends = (version for version, set_by in self.extensions.items() if set_by.expires_at == event.expires_at)
-                return max(ends, default=1)
-            case _:
-                return None
+    def end_set_in(self, end: datetime) -> int:
+        """Return the version of the event that set an end of the window."""
+        return max((version for version, set_by in self.extensions.items() if set_by.expires_at == end), default=1)
 
     def known_since(self, event: Aggregate.Event) -> tuple[str, datetime | None]:
         """Return the time of an event's share, redemption or launch as it was known before, if it is not the first."""
@@ -1007,7 +1013,7 @@ _GROWS: Final = (
 LONG: Final = 64
 
 
-def _with(known: dict[K, V], key: K, value: V) -> dict[K, V]:
+def _with(known: Mapping[K, V], key: K, value: V) -> Mapping[K, V]:
     """Return a dict with one entry more: a copy, because other copies of the code may share it."""
     if type(known) is _Growing:
         known[key] = value
@@ -1017,12 +1023,15 @@ def _with(known: dict[K, V], key: K, value: V) -> dict[K, V]:
 
 def let_grow(code: Code) -> None:
     """Have the events that follow add to what a code has in place. Nobody else may have the code yet."""
-    vars(code).update({name: _Growing(vars(code)[name]) for name in _GROWS})
+    vars(code).update({name: _Growing(getattr(code, name)) for name in _GROWS})
 
 
 def grown(code: Code) -> Code:
     """Return a code that grew in place, from now on with copies for each event."""
-    vars(code).update({name: dict(vars(code)[name]) for name in _GROWS})
+    for name in _GROWS:
+        known = vars(code).pop(name)
+        if known:
+            setattr(code, name, dict(known))
     return code
 
 

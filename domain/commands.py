@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
-from uuid import UUID
 
 from domain.advertiser import Advertiser
 from domain.campaign import Campaign, Share
@@ -27,6 +26,7 @@ from domain.video import Video
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from domain.recorded import Event
 
@@ -147,10 +147,9 @@ class Decision(Generic[A]):
 
         It may be before or after that event, or have been recorded long ago.
         """
-        if isinstance(event, Code.Superseded):
-            return UUID(event.superseded_by), 1
-        cause = self.aggregate.cause_of(event) if isinstance(self.aggregate, Code) else None
-        return None if cause is None else (event.originator_id, cause)
+        if not isinstance(event, Code.Event):
+            return None
+        return event.follows_from(self.aggregate)  # type: ignore[arg-type] # it is of a code
 
 
 async def set_permission(

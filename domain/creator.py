@@ -145,7 +145,11 @@ class Creator(Recording, Aggregate):
         """Return whether the switch was on, as of the switches that had taken effect at a time."""
         if self.erased_at is not None and self.erased_at <= moment:
             return False
-        return [known.enabled for known in self._in_effect() if known.at <= moment][-1:] == [True]
+        last = None
+        for switch in self.switches.values():  # by version: of the same time, the last recorded counts
+            if switch.at <= moment and (last is None or switch.at >= last.at):
+                last = switch
+        return last is not None and last.enabled
 
     def since(self, moment: datetime) -> datetime | None:
         """Return since when the switch is as it was at a time; None if it was never set by then."""

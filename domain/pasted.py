@@ -185,7 +185,7 @@ def canonical_secret(text: str) -> str:
 
 def secret_name(text: str) -> str:
     """Return the canonical form without checking that it is one code. It is the code's name in claims."""
-    return _canonical(_bare(text))
+    return text.removeprefix("#") if _CLEAN.fullmatch(text) else _canonical(_bare(text))
 
 
 def secret_hint(text: str) -> Hint | None:  # noqa: PLR0911 - one line for each kind

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,11 +46,11 @@ class Recording:
         """
         kwargs["originator_topic"] = cls.TOPIC
         event = _event(event_class, id, 1, kwargs)
-        aggregate = _new(cls)
-        at = event.timestamp
-        vars(aggregate).update(_id=id, _version=1, _created_on=at, _modified_on=at, _pending_events=[event])
+        aggregate: Any = _new(cls)
+        aggregate.__base_init__(id, 1, event.timestamp)
         event.apply(aggregate)
-        return aggregate
+        aggregate.pending_events.append(event)
+        return aggregate  # type: ignore[no-any-return]
 
     def trigger_event(self, event_class: type[Any], **kwargs: Any) -> None:
         """Apply an event, and add it to those that are pending; `kwargs` are its fields, with `timestamp`.
@@ -73,7 +73,7 @@ class Recording:
 
 
 def _event(event_class: type[Any], stream_id: UUID | None, version: int, fields: dict[str, Any]) -> Any:
-    names, defaults = _format(cast("Any", event_class))
+    names, defaults = _format(event_class)  # type: ignore[arg-type] # a class can be hashed
     whole = {**defaults, **fields, "originator_id": stream_id, "originator_version": version}
     if whole.keys() != names or stream_id is None:
         message = f"{event_class.__qualname__} has other fields: {', '.join(sorted(names ^ whole.keys())) or 'id'}"

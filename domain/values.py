@@ -77,8 +77,7 @@ class When(NamedTuple):
         return self.at if self.late else FOREVER
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """The half-open interval [starts_at, expires_at) in which a code is valid. Both times are aware, in UTC."""
 
     starts_at: datetime

@@ -131,11 +131,12 @@ class LedgerKeys:
         """
         if kind == "creator":
             name = creator_name(name)
-        begun = self._begun.get(kind)
-        if begun is None:
+        try:
+            hashed = self._begun[kind].copy()
+        except KeyError:
             begun = hashlib.blake2b(digest_size=FINGERPRINT_BYTES, key=self._key, person=kind.encode())
             self._begun[kind] = begun
-        hashed = begun.copy()
+            hashed = begun.copy()
         hashed.update(name.encode())
         return hashed.digest()
 

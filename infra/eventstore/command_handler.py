@@ -172,26 +172,26 @@ class CommandHandler:
                 when = When(now, metadata.effective_at or now)
                 decision: Decision[A] | None = None
                 refusal: Refused | None = None
-                events: Sequence[Event] = ()
+                changes: Sequence[_Change] = ()
                 try:
                     decision = await decide(repository, when)
                 except Refused as refused:
                     refusal = refused
                 if decision is not None:
-                    events = _collected(decision)
+                    changes = _changes(decision)
                     refusal = decision.refusal
-                if repository.used_stale and (refusal is not None or not events):
+                if repository.used_stale and (refusal is not None or not changes):
                     allow_stale = False  # only an append shows that the cache was up to date
                     continue
-                if idempotency is not None and _may_repeat(refusal, events):
+                if idempotency is not None and _may_repeat(refusal, changes):
                     first = await self._first_result(metadata, idempotency)
                     if first is not None:
                         return cast("CommandResult[A]", first)
-                if refusal is not None and not events:
+                if refusal is not None and not changes:
                     raise await self._counted(metadata, decision, refusal)
                 if decision is None:
                     return CommandResult(None, 0, when.now, 0, replayed=False, creator_stream=None)
-                if not events:
+                if not changes:
                     if await self._is_recorded(ledger_id, repository, decision.aggregate.id):
                         return _unchanged(repository, when, decision)
                     allow_stale, retries = False, retries + 1  # a failover has lost what was read
@@ -199,11 +199,11 @@ class CommandHandler:
 
                 # Append. A refusal is recorded without the idempotency key: the same request may succeed later.
                 once = None if refusal is not None else idempotency
-                append = await self._append(metadata, command_id, once, when, repository, decision, events)
+                append = await self._append(metadata, command_id, once, when, repository, decision, changes)
                 outcome = await self._writer.append(append)
                 if isinstance(outcome, Appended):
-                    result = _appended(decision, events, append, outcome)
-                    self._keep(repository, decision, events, append, outcome)
+                    result = _appended(decision, changes, append, outcome)
+                    self._keep(repository, changes, append, outcome)
                     if refusal is not None:
                         raise refusal
                     return result
@@ -250,7 +250,7 @@ class CommandHandler:
         await repository.prefetch(list(decides))
         results: dict[UUID, CommandResult[A] | Exception] = {}
         unchanged: dict[UUID, CommandResult[A]] = {}
-        pending: list[tuple[UUID, Decision[A], Sequence[Event], Append]] = []
+        pending: list[tuple[UUID, Decision[A], Sequence[_Change], Append]] = []
         for stream_id in [one for one in decides if one.int in repository.loaded]:
             now = self.now()
             when = When(now, metadata.effective_at or now)
@@ -258,10 +258,10 @@ class CommandHandler:
                 decision = await decides[stream_id](repository, when)
             except Exception:  # noqa: BLE001, S112 - it is decided again alone, and raises there
                 continue
-            events: Sequence[Event] = _collected(decision)
-            if events and decision.refusal is None:
-                append = await self._append(metadata, uuid7(), None, when, repository, decision, events)
-                pending.append((stream_id, decision, events, append))
+            changes: Sequence[_Change] = _changes(decision)
+            if changes and decision.refusal is None:
+                append = await self._append(metadata, uuid7(), None, when, repository, decision, changes)
+                pending.append((stream_id, decision, changes, append))
             elif decision.refusal is None:
                 unchanged[stream_id] = _unchanged(repository, when, decision)
         recorded = await asyncio.gather(
@@ -271,9 +271,9 @@ class CommandHandler:
         outcomes = await asyncio.gather(
             *(self._writer.append(append) for *_, append in pending), return_exceptions=True
         )
-        for (stream_id, decision, events, append), outcome in zip(pending, outcomes, strict=True):
+        for (stream_id, decision, changes, append), outcome in zip(pending, outcomes, strict=True):
             if isinstance(outcome, Appended):
-                results[stream_id] = _appended(decision, events, append, outcome)
+                results[stream_id] = _appended(decision, changes, append, outcome)
             elif isinstance(outcome, Exception):
                 results[stream_id] = outcome
         alone = [stream_id for stream_id in decides if stream_id not in results]
@@ -300,7 +300,7 @@ class CommandHandler:
         when: When,
         repository: Repository,
         decision: Decision[A],
-        events: Sequence[Event],
+        changes: Sequence[_Change],
     ) -> Append:
         """Return what is to be appended, its secret fields sealed with their creator's key.
 
@@ -308,25 +308,32 @@ class CommandHandler:
             Refused: `creator_erased`, where there is something to seal and the key was destroyed.
 
         """
-        aggregate, actor = decision.aggregate, metadata.actor
+        ledger_id, actor, aggregate = metadata.ledger_id, metadata.actor, decision.aggregate
+        creator_id = video_id = None
+        if isinstance(aggregate, Code):
+            creator_id, video_id = aggregate.creator_id, aggregate.video_id
+        elif isinstance(aggregate, Creator):
+            creator_id = aggregate.creator_id
         creator_stream = _creator_stream(repository, decision)
+        # The caller states when it took effect, or the window that the clock watches. Otherwise what happens now takes
+        # effect when it is recorded, at a moment that only the append knows.
+        dated = metadata.effective_at is not None or actor.role == "clock"
         key: CreatorKey | None = None
+        rows: list[EventRow] = []
+        events = [event for change in changes for event in change.events]
         event_ids = [uuid7() for _ in events]
-        causation_ids = _causation_ids(repository, decision, events, event_ids)
-        rows = []
-        for event, event_id, causation_id in zip(events, event_ids, causation_ids, strict=True):
-            body, secret = split_sealed(event)
+        for event, event_id in zip(events, event_ids, strict=True):
             stream_id, version = event.originator_id, event.originator_version
             type_, type_version = event_type(event)
+            body, secret = split_sealed(event)
             key_id = commitment = sealed = None
             if secret:
-                assert isinstance(aggregate, Code | Creator)  # noqa: S101 - of accounts and videos nothing is sealed
+                assert creator_id is not None  # noqa: S101 - of accounts and videos nothing is sealed
                 if key is None:
-                    claim = repository.claim("creator", aggregate.creator_id)
-                    key = await self._keyring.creator_by_claim(metadata.ledger_id, claim)
-                where = associated_data(metadata.ledger_id, stream_id, version, event_id, type_)
+                    key = await self._keyring.creator_by_claim(ledger_id, repository.claim("creator", creator_id))
+                where = associated_data(ledger_id, stream_id, version, event_id, type_)
                 key_id, commitment, sealed = key.seal(secret, where)
-            effective_at = event.timestamp if _dated(metadata, when, event) else None
+            cause = decision.cause_of(event)
             rows.append(
                 EventRow(
                     stream_id,
@@ -334,25 +341,19 @@ class CommandHandler:
                     event_id,
                     type_,
                     type_version,
-                    effective_at,
+                    event.timestamp if dated or event.timestamp != when.at else None,
                     creator_stream,
-                    causation_id or metadata.causation_id,
+                    metadata.causation_id if cause is None else _event_id(cause, repository, events, event_ids),
                     key_id,
                     commitment,
                     body,
                     sealed,
                 )
             )
-        expected_versions = _expected_versions(decision, events)
-        for read in decision.also_read:
-            expected_versions.append((read.id, read.version))
-        creator_id = video_id = None
-        if isinstance(aggregate, Code):
-            creator_id, video_id = aggregate.creator_id, aggregate.video_id
-        elif isinstance(aggregate, Creator):
-            creator_id = aggregate.creator_id
+        expected_versions = [(change.aggregate.id, change.events[0].originator_version - 1) for change in changes]
+        expected_versions += [(read.id, read.version) for read in decision.also_read]
         return Append(
-            metadata.ledger_id,
+            ledger_id,
             rows,
             expected_versions,
             [(repository.claim(kind, name), expected, new) for kind, name, expected, new in decision.claims],
@@ -371,26 +372,20 @@ class CommandHandler:
             cached_in=repository.cached_in if repository.used_stale else None,
         )
 
-    def _keep(
-        self,
-        repository: Repository,
-        decision: Decision[A],
-        events: Sequence[Event],
-        append: Append,
-        outcome: Appended,
-    ) -> None:
+    def _keep(self, repository: Repository, changes: Sequence[_Change], append: Append, outcome: Appended) -> None:
         """Cache the aggregates and the claims that an append changed."""
-        rows = append.events
-        position, creator_stream = outcome.last - len(events), rows[0].creator_stream
-        changed: Any
-        for changed in _changed(decision):
-            own: list[UUID] = [row.event_id for row in rows if not decision.also_changed or row.stream_id == changed.id]
-            position += len(own)
-            before = repository.loaded.get(changed.id.int)
-            earlier: Sequence[UUID] = () if before is None else before.event_ids
-            self._cache.keep(append.ledger_id, Loaded(changed, position, creator_stream, (*earlier, *own)))
+        ledger_id, rows, begun = append.ledger_id, append.events, 0
+        for aggregate, events in changes:
+            ended = begun + len(events)
+            event_ids = tuple([row.event_id for row in rows[begun:ended]])
+            before = repository.loaded.get(aggregate.id.int)
+            if before is not None:
+                event_ids = (*before.event_ids, *event_ids)
+            known = Loaded(aggregate, outcome.first + ended - 1, rows[0].creator_stream, event_ids)
+            self._cache.keep(ledger_id, known)
+            begun = ended
         for claim, _, holder in append.claims:
-            self._cache.keep_claim(append.ledger_id, claim, holder)
+            self._cache.keep_claim(ledger_id, claim, holder)
 
     async def _not_appended(self, ledger_id: int, outcome: Replayed | Mismatch | KeyRefused) -> CommandResult[Any]:
         """Return the first result of a repeated request, or raise why the append was refused."""
@@ -432,12 +427,12 @@ class CommandHandler:
         )
 
 
-def _may_repeat(refusal: Refused | None, events: Sequence[Event]) -> bool:
+def _may_repeat(refusal: Refused | None, changes: Sequence[_Change]) -> bool:
     """Tell whether a request with an Idempotency-Key may be a repeat of one that succeeded: then its result stands.
 
     Somebody who is not allowed to do this any more does not get that result.
     """
-    return not events if refusal is None else not isinstance(refusal, NotAllowed)
+    return not changes if refusal is None else not isinstance(refusal, NotAllowed)
 
 
 def _unchanged(repository: Repository, when: When, decision: Decision[A]) -> CommandResult[A]:
@@ -447,90 +442,66 @@ def _unchanged(repository: Repository, when: When, decision: Decision[A]) -> Com
     return CommandResult(aggregate, loaded.position, when.now, 0, replayed=False, creator_stream=loaded.creator_stream)
 
 
-def _appended(decision: Decision[A], events: Sequence[Event], append: Append, outcome: Appended) -> CommandResult[A]:
+def _appended(decision: Decision[A], changes: Sequence[_Change], append: Append, outcome: Appended) -> CommandResult[A]:
     """Return the result of a command whose events were appended.
 
     The aggregate is the one that a replay of the log would make: events that took effect on recording bear that moment.
     Events only assign, so it is enough to apply them again, with their final times.
     """
-    undated = False
-    for event, row in zip(events, append.events, strict=True):
-        if row.effective_at is None:
-            undated = True
-            vars(event)["timestamp"] = outcome.recorded_at
-    changed: Any
-    for changed in _changed(decision) if undated else ():
-        for event in _own(decision, events, changed):
-            event.apply(changed)
-            vars(changed)["_modified_on"] = event.timestamp
+    rows = iter(append.events)
+    for aggregate, events in changes:
+        undated = False
+        for event in events:
+            if next(rows).effective_at is None:
+                undated = True
+                vars(event)["timestamp"] = outcome.recorded_at
+        for event in events if undated else ():
+            if type(event) is not Code.Generated:  # nothing but `created_on` depends on its time
+                event.apply(aggregate)
+            aggregate.modified_on = event.timestamp
             if event.originator_version == 1:
-                vars(changed)["_created_on"] = event.timestamp
+                aggregate._created_on = event.timestamp  # noqa: SLF001 - the library has nothing else that sets it
     return CommandResult(
         decision.aggregate,
         outcome.last,
         outcome.recorded_at,
-        len(events),
+        len(append.events),
         replayed=False,
         creator_stream=append.events[0].creator_stream,
     )
 
 
-def _changed(decision: Decision[A]) -> tuple[AnyAggregate, ...]:
-    """Return the aggregates that a decision changes, in the order in which their events are appended."""
-    return (*decision.also_changed, decision.aggregate) if decision.also_changed else (decision.aggregate,)
+class _Change(NamedTuple):
+    """An aggregate that a command changes, and the events that change it."""
+
+    aggregate: AnyAggregate
+    events: Sequence[Event]
 
 
-def _collected(decision: Decision[A]) -> list[Event]:
-    """Return the events that a decision wants appended, in their order."""
-    collected: list[Event] = []
-    for changed in _changed(decision):
-        collected += cast("Sequence[Event]", changed.collect_events())
-    return collected
+def _changes(decision: Decision[A]) -> list[_Change]:
+    """Return what a decision wants appended, in that order; nothing, if it changes nothing."""
+    changes = []
+    aggregate: Any
+    for aggregate in (*decision.also_changed, decision.aggregate):
+        events = aggregate.collect_events()
+        if events:
+            changes.append(_Change(aggregate, events))
+    return changes
 
 
-def _causation_ids(
-    repository: Repository, decision: Decision[A], events: Sequence[Event], event_ids: Sequence[UUID]
-) -> list[UUID | None]:
-    """Return the ids of the events that these follow from, which may be among them."""
-    found: list[UUID | None] = []
-    for cause in map(decision.cause_of, events):
-        if cause is None:
-            found.append(None)
-            continue
-        stream_id, version = cause
-        known = repository.loaded.get(stream_id.int)
-        earlier = () if known is None else known.event_ids
-        if version <= len(earlier):
-            found.append(earlier[version - 1])
-        else:
-            found.append(
-                next(
-                    event_id
-                    for event, event_id in zip(events, event_ids, strict=True)
-                    if (event.originator_version, event.originator_id) == (version, stream_id)
-                )
-            )
-    return found
-
-
-def _expected_versions(decision: Decision[A], events: Sequence[Event]) -> list[tuple[UUID, int]]:
-    """Return the versions at which the streams stand that a decision appends to."""
-    return [(one.id, one.version - len(_own(decision, events, one))) for one in _changed(decision)]
-
-
-def _own(decision: Decision[A], events: Sequence[Event], aggregate: AnyAggregate) -> Sequence[Event]:
-    """Return the events of one of the aggregates that a decision changes."""
-    if not decision.also_changed:
-        return events
-    return [event for event in events if event.originator_id == aggregate.id]
-
-
-def _dated(metadata: CommandMetadata, when: When, event: Event) -> bool:
-    """Tell whether an event's effective time is stated: by the caller, or by a window that the clock watches.
-
-    The others take effect when they are recorded, at a moment that only the append knows.
-    """
-    return metadata.effective_at is not None or event.timestamp != when.at or metadata.actor.role == "clock"
+def _event_id(
+    cause: tuple[UUID, int], repository: Repository, events: Sequence[Event], event_ids: Sequence[UUID]
+) -> UUID:
+    """Return the id of an event that another one follows from, which may be among those that are to be appended."""
+    stream_id, version = cause
+    known = repository.loaded.get(stream_id.int)
+    if known is not None and version <= len(known.event_ids):
+        return known.event_ids[version - 1]
+    return next(
+        event_id
+        for event, event_id in zip(events, event_ids, strict=True)
+        if (event.originator_version, event.originator_id) == (version, stream_id)
+    )
 
 
 def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
@@ -541,7 +512,7 @@ def _creator_stream(repository: Repository, decision: Decision[A]) -> UUID:
         return loaded.creator_stream
     if not isinstance(aggregate, Code):
         return aggregate.id
-    return next(read.id for read in decision.also_read if isinstance(read, Creator))
+    return next(read for read in decision.also_read if type(read) is Creator).id
 
 
 # A key's id is text wherever people see it; it is parsed once, not with every command.

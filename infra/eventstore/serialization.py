@@ -26,7 +26,6 @@ from domain.video import Video
 from infra.errors import Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from uuid import UUID
 
     from domain.recorded import Event
@@ -50,7 +49,8 @@ _AGGREGATES: Final[dict[type[Any], str]] = {
 
 # The stream and the version have columns too, from which the library takes them.
 _BESIDE: Final = IN_COLUMNS | {"originator_id", "originator_version"}
-_FORMAT: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
+# What is to be sealed is text of another type, which is passed on to `_plain` and not written.
+_FORMAT: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 class BodyTranscoder(Transcoder):
@@ -58,7 +58,8 @@ class BodyTranscoder(Transcoder):
 
     def encode(self, obj: Any) -> bytes:
         """Encode an event's clear fields; the same fields always give the same bytes."""
-        return split_sealed_fields(obj)[0]
+        kept = {name: value for name, value in obj.items() if value is not None and name not in _BESIDE}
+        return orjson.dumps({name: value for name, value in kept.items() if type(value) is not Sealed}, _plain, _FORMAT)
 
     def decode(self, data: bytes) -> Any:
         """Decode a clear body; fields whose names end in `_at` are times, by the naming rule of events."""
@@ -76,22 +77,34 @@ _MAPPER: Final[Mapper[UUID]] = Mapper(transcoder=_TRANSCODER)
 def split_sealed(event: Event) -> tuple[bytes, dict[str, str]]:
     """Return an event's clear body, and the fields that may only be stored encrypted.
 
-    The body is the one that the library's mapper would make, but without its copies.
+    The body is the one that the library's mapper would make, but without its copies. Only a field that may be left out
+    can be absent or sealed, because a sealed one is absent when the event is read again.
+
+    Raises:
+        TypeError: another field is to be sealed.
+
     """
-    _, version = event_type(event)
-    return split_sealed_fields(vars(event) if version == 1 else vars(event) | {"class_version": version})
-
-
-def split_sealed_fields(fields: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
-    """Split an event's fields as `split_sealed` splits an event."""
-    clear: dict[str, Any] = {}
+    _, version, optional = _stored(type(event))
+    clear = vars(event).copy()
+    del clear["timestamp"], clear["originator_id"], clear["originator_version"]
+    clear.pop("originator_topic", None)  # only a first event has it
+    if version > 1:
+        clear["class_version"] = version
     secret: dict[str, str] = {}
-    for name, value in fields.items():
+    for name in optional:
+        value = clear.pop(name, None)
         if type(value) is Sealed:
             secret[name] = str(value)
-        elif value is not None and name not in _BESIDE:
+        elif value is not None:
             clear[name] = value
-    return orjson.dumps(clear, option=_FORMAT), secret
+    return orjson.dumps(clear, _plain, _FORMAT), secret
+
+
+def _plain(value: Any) -> str:
+    """Return text of a type of its own as mere text, unless it is to be sealed."""
+    if isinstance(value, str) and not isinstance(value, Sealed):
+        return str(value)
+    raise TypeError
 
 
 def clear_body(event: Event) -> bytes:
@@ -101,12 +114,29 @@ def clear_body(event: Event) -> bytes:
 
 def event_type(event: Event) -> tuple[str, int]:
     """Return an event's type, which is its published name, and the version of its format."""
-    return _event_type(type(event))
+    type_, version, _ = _stored(type(event))
+    return type_, version
+
+
+class _Stored(NamedTuple):
+    """How events of a class are stored.
+
+    Attributes:
+        type: their published name.
+        version: the version of their format.
+        optional: the fields that may be left out.
+
+    """
+
+    type: str
+    version: int
+    optional: tuple[str, ...]
 
 
 @cache
-def _event_type(kind: type[Event]) -> tuple[str, int]:
-    return get_topic(kind), getattr(kind, "class_version", 1)
+def _stored(kind: type[Event]) -> _Stored:
+    optional = [field.name for field in dataclasses.fields(kind) if field.default is None]
+    return _Stored(get_topic(kind), getattr(kind, "class_version", 1), tuple(optional))
 
 
 class UnreadableEvent(Aggregate.Event):
@@ -226,7 +256,7 @@ def _format(type_: str) -> _Format:
     fields = [field for field in dataclasses.fields(kind) if field.name not in _BESIDE]
     return _Format(
         kind,
-        _event_type(kind)[1],
+        _stored(kind).version,
         frozenset(field.name for field in fields if field.default is dataclasses.MISSING),
         tuple(field.name for field in fields if field.name.endswith("_at")),
         _AGGREGATES.get(kind),

@@ -98,7 +98,7 @@ def test_a_row_in_an_older_format_is_read_as_the_event_is(
 
     monkeypatch.setattr(kind, "class_version", 2, raising=False)
     monkeypatch.setattr(kind, "upcast_v1_v2", staticmethod(upcast_v1_v2), raising=False)
-    for known in (serialization._event_type, serialization._format):
+    for known in (serialization._stored, serialization._format):
         known.cache_clear()
         request.addfinalizer(known.cache_clear)
     monkeypatch.setitem(module._PRESENT_VERSIONS, "Redeemed", 2)

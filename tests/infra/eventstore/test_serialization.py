@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
@@ -13,6 +14,7 @@ from eventsourcing.utils import register_topic
 
 from domain.code import Code, replay_code
 from domain.creator import Creator, replay_creator
+from domain.event_types import EVENT_TYPES
 from domain.recorded import Event
 from domain.values import Sealed
 from infra.errors import Unreadable
@@ -80,6 +82,19 @@ def test_what_is_sealed_is_not_in_the_body() -> None:
     event = event_of(Code.NoteAdded, note_fingerprint="ab", text=Sealed("for nobody else"))
     assert orjson.loads(clear_body(event)) == {"note_fingerprint": "ab"}
     assert split_sealed(event)[1] == {"text": "for nobody else"}
+
+
+def test_what_is_sealed_is_never_written_in_clear() -> None:
+    event = event_of(Code.NoteAdded, note_fingerprint=Sealed("for nobody else"))
+    with pytest.raises(TypeError) as refused:
+        clear_body(event)
+    assert "for nobody else" not in str(refused.value)
+
+
+def test_what_can_be_absent_or_sealed_can_be_left_out() -> None:
+    fields = [field for kind in EVENT_TYPES.values() for field in dataclasses.fields(kind)]
+    concerned = [field for field in fields if "None" in str(field.type) or "Sealed" in str(field.type)]
+    assert [field.name for field in concerned if field.default is not None] == []
 
 
 def test_text_of_any_alphabet_survives_the_body() -> None:
