@@ -114,7 +114,7 @@ class Append:
         claims and idempotency keys, are unique across ledgers.
         """
         writes: list[int | bytes] = [event.stream_id.int for event in self.events]
-        writes.extend(claim[0] for claim in self.claims)
+        writes += [claim for claim, _, _ in self.claims]
         if self.idempotency is not None:
             writes.append(self.idempotency)
         return writes, [stream.int for stream, _ in self.expected_versions]
