@@ -13,6 +13,7 @@ from starlette.requests import Request
 from api.console.cookies import cookie_name
 from api.console.origins import refuse_forged
 from api.console.visit import local_address
+from api.http.headers import by_name
 from api.http.limits import Limit
 from api.http.problems import Problem
 from tests.api.processes import serving_process
@@ -178,7 +179,9 @@ def _is_refused(method: str, origin: dict[str, str]) -> bool:
 
 def _request(scheme: str, host: str, method: str = "GET", **headers: str) -> Request:
     given = [(name.lower().encode(), value.encode()) for name, value in {"host": host, **headers}.items()]
-    return Request({"type": "http", "scheme": scheme, "method": method, "headers": given})
+    scope: dict[str, Any] = {"type": "http", "scheme": scheme, "method": method, "headers": given}
+    by_name(scope)
+    return Request(scope)
 
 
 @pytest.mark.parametrize(
