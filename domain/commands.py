@@ -8,7 +8,7 @@ transaction, and asks for a new decision where another writer came first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -136,11 +136,11 @@ class Decision(Generic[A]):
     """
 
     aggregate: A
-    also_read: list[Code | Creator | Video] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
+    also_read: Sequence[Code | Creator | Video] = ()
+    claims: Sequence[Claim] = ()
     refusal: Refused | None = None
     valid_until: datetime | None = None
-    also_changed: list[Code] = field(default_factory=list)
+    also_changed: Sequence[Code] = ()
 
     def cause_of(self, event: Event) -> tuple[UUID, int] | None:
         """Return the stream and the version of the event that one of these events follows from, if there is one.
@@ -310,10 +310,7 @@ async def generate(
     if existing is not None:
         raise Refused("secret_exists", conflict_id=str(existing.id))
     if old is not None:
-        if old.creator_id != creator.creator_id:
-            raise Refused("other_creator")
-        if old.video_id != video_id:
-            raise Refused("other_video", conflict_id=old.video_id)
+        _refuse_another(old, creator, video_id)
         old.supersede(code_id, max(when.at, window.starts_at), when=when)
     known = await ledger.of_video(video_id)
     codes = known.besides(supersedes)
@@ -333,12 +330,15 @@ async def generate(
         supersedes=supersedes,
         at=when.at,
     )
-    await _state_first(ledger, code, rights, contract_reference, when)
+    if rights is not None:
+        rights = await _marked(ledger, code.creator_id, rights, contract_reference)
+        code.state_rights(rights, contract_reference, when=when)
     if revoked is not None:
         revoked_when = When(when.now, revoked.at)
         code.refuse_before_it_began(revoked_when)
         code.revoke(revoked.reason or "", force=False, when=revoked_when)
-    _refuse_occupied(code, code.occupation() if codes else (), codes)
+    if codes:
+        _refuse_occupied(code, code.occupation(), codes)
     claims = [
         *_claimed_secret(secret, code_id),
         Claim("video", video_claim(video_id, known.next_claim), expected=None, new=code_id),
@@ -583,15 +583,6 @@ async def state_rights(
     return Decision(code, [creator])
 
 
-async def _state_first(
-    ledger: Ledger, code: Code, rights: UsageRights | None, contract_reference: Sealed | None, when: When
-) -> None:
-    """State the usage rights that a new code comes with, if any were sent."""
-    if rights is not None:
-        rights = await _marked(ledger, code.creator_id, rights, contract_reference)
-        code.state_rights(rights, contract_reference, when=when)
-
-
 async def _marked(
     ledger: Ledger, creator_id: str, rights: UsageRights, contract_reference: Sealed | None
 ) -> UsageRights:
@@ -718,6 +709,14 @@ def _new_end(
 def _bounded(days: int) -> timedelta:
     """Return a number of days, as many as a time can be moved by: more are refused just the same."""
     return timedelta(days=max(-_TOO_MANY_DAYS, min(days, _TOO_MANY_DAYS)))
+
+
+def _refuse_another(old: Code, creator: Creator, video_id: str) -> None:
+    """Raise `other_creator` or `other_video` where a code that is to be superseded is not of the same two."""
+    if old.creator_id != creator.creator_id:
+        raise Refused("other_creator")
+    if old.video_id != video_id:
+        raise Refused("other_video", conflict_id=old.video_id)
 
 
 def _refuse_occupied(code: Code, occupation: Sequence[Window], codes: Sequence[Code]) -> None:

@@ -31,7 +31,7 @@ class Fingerprints(Protocol):
 
 
 class Pretended:
-    """What earlier decisions would have changed. A code of it takes about 3 KB."""
+    """What earlier decisions would have changed. A code of it takes about 2 KB."""
 
     def __init__(self) -> None:
         """Begin with nothing changed."""

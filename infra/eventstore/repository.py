@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 AnyAggregate = Code | Creator | Advertiser | Video | SheetImport
 T = TypeVar("T", Code, Creator, SheetImport, AnyAggregate)
 
-# About 3 KB each.
+# About 2 KB each.
 MAX_CACHED_AGGREGATES: Final = 20_000
 # Few videos ever have more codes than are looked for together.
 CODES_AT_ONCE: Final = 4

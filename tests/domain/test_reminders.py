@@ -117,7 +117,7 @@ def test_a_reminder_makes_nobodys_command_stale() -> None:
 def test_a_reminder_holds_only_until_the_window_ends() -> None:
     decision = given.approaching().decide(given.record_due())
     assert decision is not None
-    assert (decision.valid_until, decision.claims) == (END, [])
+    assert (decision.valid_until, list(decision.claims)) == (END, [])
 
 
 @pytest.mark.parametrize(
