@@ -7,7 +7,7 @@ bytes. psycopg could send rows, too, but it would look up how to send each of th
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -23,7 +23,7 @@ _INT, _BYTEA, _TEXT, _TIME, _UUID = 23, 17, 25, 1184, 2950
 _INTS, _UUIDS, _TEXTS, _BOOLEAN = 1007, 2951, 1009, 16
 _TRUE, _FALSE = b"\x01", b"\x00"
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
+_DAY_S: Final = 24 * 60 * 60
 
 _length: Final = struct.Struct(">i").pack
 _head: Final = struct.Struct(">ii").pack  # of a field: its type and its length, which is -1 for NULL
@@ -179,7 +179,11 @@ def _bytes(value: bytes | None) -> bytes:
 
 
 def _time(value: datetime | None) -> bytes:
-    return _NO_TIME if value is None else _a_time(_TIME, 8, (value - _EPOCH) // _MICROSECOND)
+    if value is None:
+        return _NO_TIME
+    # To divide by a microsecond is the same, and takes ten times as long.
+    since = value - _EPOCH
+    return _a_time(_TIME, 8, (since.days * _DAY_S + since.seconds) * 1_000_000 + since.microseconds)
 
 
 def _text(value: str | None) -> bytes:

@@ -350,7 +350,7 @@ class CommandHandler:
                     sealed,
                 )
             )
-        expected_versions = [(change.aggregate.id, change.events[0].originator_version - 1) for change in changes]
+        expected_versions = [(changed.id, changed.version - len(own)) for changed, own in changes]
         expected_versions += [(read.id, read.version) for read in decision.also_read]
         return Append(
             ledger_id,
@@ -376,6 +376,8 @@ class CommandHandler:
         """Cache the aggregates and the claims that an append changed."""
         ledger_id, rows, begun = append.ledger_id, append.events, 0
         for aggregate, events in changes:
+            if not events:
+                continue
             ended = begun + len(events)
             event_ids = tuple([row.event_id for row in rows[begun:ended]])
             before = repository.loaded.get(aggregate.id.int)
@@ -472,7 +474,7 @@ def _appended(decision: Decision[A], changes: Sequence[_Change], append: Append,
 
 
 class _Change(NamedTuple):
-    """An aggregate that a command changes, and the events that change it."""
+    """An aggregate of a decision, and the events that change it; none where it is only relied on."""
 
     aggregate: AnyAggregate
     events: Sequence[Event]
@@ -480,13 +482,13 @@ class _Change(NamedTuple):
 
 def _changes(decision: Decision[A]) -> list[_Change]:
     """Return what a decision wants appended, in that order; nothing, if it changes nothing."""
-    changes = []
+    changes, count = [], 0
     aggregate: Any
     for aggregate in (*decision.also_changed, decision.aggregate):
         events = aggregate.collect_events()
-        if events:
-            changes.append(_Change(aggregate, events))
-    return changes
+        count += len(events)
+        changes.append(_Change(aggregate, events))
+    return changes if count else []
 
 
 def _event_id(

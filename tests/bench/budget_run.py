@@ -32,19 +32,19 @@ LAYERS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "decide": {"domain.commands": ("generate", "share", "extend", "redeem", "set_permission")},
     "events": {
         "domain.code": ("Code._create", "Code.trigger_event"),
-        "infra.eventstore.command_handler": ("_collected",),
+        "infra.eventstore.command_handler": ("_collected", "_changes"),
     },
     "memory": {
         "infra.eventstore.repository": (
             *("Repository.creator", "Repository.code", "Repository.code_by_secret", "Repository.codes_of_video"),
-            "Repository.__init__",
+            *("Repository.of_video", "Repository._claimed", "Repository.__init__"),
         ),
         "infra.eventstore.command_handler": ("CommandHandler._keep",),
     },
     "hashes": {"infra.crypto.envelope": ("LedgerKeys.claim",)},
     "rows": {
         "infra.eventstore.command_handler": (
-            *("CommandHandler._append", "split_sealed", "_expected_versions", "_causation_ids"),
+            *("CommandHandler._append", "split_sealed", "_expected_versions", "_causation_ids", "_event_id"),
         ),
     },
     "sealing": {
