@@ -9,6 +9,7 @@ stopped, so that the next one can continue there.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -44,9 +45,13 @@ _PRECEDENCE: Final = list(_COLUMNS)
 
 MAX_ROWS_SCANNED: Final = 50_000
 MAX_SECONDS: Final = 0.25
-# Rows scanned with one query: while it is not known which scan is best, and at most.
+# Rows scanned with one query: while it is not known which scan is best, at least where some more are missing, and at
+# most.
 _ROWS_FIRST: Final = 400
+_ROWS_LEAST: Final = 100
 _ROWS_MAX: Final = 16_000
+# So many times as many rows are scanned as what is missing should lie in: another query costs more than some rows.
+_ROWS_SPARE: Final = 1.25
 # Clocks differ: an effective time may be this far ahead of the time of recording.
 _CLOCKS_APART: Final = timedelta(hours=1)
 # Beyond any position.
@@ -138,13 +143,35 @@ class _Range:
     rows: int = _ROWS_FIRST
     ended: bool = False
     _paces: dict[_Scan, float] = field(default_factory=dict)
+    _scanned: Counter[_Scan] = field(default_factory=Counter)
+    _passed: Counter[_Scan] = field(default_factory=Counter)
 
-    def scan(self) -> _Scan:
-        """Return the scan to go on with: each has a turn, then the one that came farthest with as many rows."""
+    def scan(self, missing: int) -> _Scan:
+        """Return the scan to go on with: each has a turn, then the one that came farthest with as many rows.
+
+        No other has a turn if what is missing will be found with about as few rows.
+        """
         for scan in self.scans:
-            if scan not in self._paces:
+            if scan not in self._paces or self._likely(scan, missing) <= _ROWS_FIRST:
                 return scan
         return max(self.scans, key=self._paces.__getitem__)
+
+    def wanted(self, scan: _Scan, missing: int) -> int:
+        """Return how many rows to scan next, to find what is missing: at once, where some was found before."""
+        if not self._passed[scan]:
+            return self.rows // scan.width
+        rows = min(max(self._likely(scan, missing), _ROWS_LEAST), self.rows * 4)
+        return min(rows, _ROWS_MAX // scan.width)
+
+    def _likely(self, scan: _Scan, missing: int) -> int:
+        """Return in how many rows of a scan what is missing will likely be found, by what was found before."""
+        passed = self._passed[scan]
+        return int(missing * self._scanned[scan] / passed * _ROWS_SPARE) if passed else _ROWS_MAX
+
+    def count(self, scan: _Scan, scanned_rows: int, passed: int) -> None:
+        """Note that so many of the rows that a scan read met every condition."""
+        self._scanned[scan] += scanned_rows
+        self._passed[scan] += passed
 
     def advance(self, scan: _Scan, fetched: int, last: int | None, *, full: bool, descending: bool) -> None:
         """Note that a scan fetched rows up to the position `last`; if not `full`, there are no more."""
@@ -323,7 +350,8 @@ async def search(
     budget = _Budget(max_rows_scanned, max_seconds)
     for within in reversed(ranges) if descending else ranges:
         while not within.ended:
-            scan, missing = within.scan(), limit - len(found)
+            missing = limit - len(found)
+            scan = within.scan(missing)
             if budget.is_spent(scan):
                 return IndexPage(found, budget.rows_scanned, within.high if descending else within.low)
             rows = _rows(within, scan, passes, missing, budget.begin(scan))
@@ -334,6 +362,7 @@ async def search(
             full = scanned_rows == rows
             fetched = scanned_rows * scan.width if full else scanned_rows
             budget.end(scan, fetched)
+            within.count(scan, scanned_rows, len(passed or ()))
             found += passed or ()
             if len(found) >= limit:
                 return IndexPage(found[:limit], budget.rows_scanned)
@@ -464,7 +493,7 @@ async def _last_before(cur: AsyncCursor[Any], ledger_id: int, moment: datetime |
 def _rows(within: _Range, scan: _Scan, passes: Sequence[Condition], missing: int, allowed: int) -> int:
     """Return how many rows to scan next, at least one; as many are fetched for each value of the scan."""
     all_match = not passes or (scan.column is not None and passes == [Among(scan.column, scan.values)])
-    rows = missing if all_match else within.rows // scan.width
+    rows = missing if all_match else within.wanted(scan, missing)
     return max(min(rows, allowed // scan.width), 1)
 
 

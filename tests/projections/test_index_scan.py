@@ -353,6 +353,35 @@ async def test_each_scan_has_a_turn_however_long_another_takes(slow: Any) -> Non
     assert (found.positions, found.stopped_at) == ([], None), "there is no such type, which its first look tells"
 
 
+EVERY_TENTH = """
+    UPDATE views.history
+    SET type = 'Redeemed'
+    WHERE position % 10 = 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("columns", "limit", "rows_scanned"),
+    [
+        # 40 are found in the first 400 rows, so 60 more in about 600, and a quarter of that to spare.
+        (["actor"], 100, 400 + 750),
+        # 20 more are as near as another scan's turn would be long.
+        (["brand_id", "actor"], 60, 400 + 250),
+        # 60 more are not, so the other scan has a turn, and finds 40.
+        (["brand_id", "actor"], 100, 400 + 400 + 250),
+    ],
+)
+async def test_a_search_reads_little_more_than_what_it_finds_lies_in(
+    slow: Any, worker: Cursor, columns: list[Any], limit: int, rows_scanned: int
+) -> None:
+    await worker.execute(EVERY_TENTH)
+    values = {"actor": "key-1", "brand_id": "brand-1"}
+    conditions = [*(one(column, values[column]) for column in columns), no("type", "Shared")]
+
+    found = await index_scan.search(slow, 1, conditions, limit=limit, max_seconds=60.0)
+    assert (found.positions, found.rows_scanned) == ([*range(10, 10 * limit + 1, 10)], rows_scanned)
+
+
 async def test_what_is_fetched_for_each_of_many_values_counts(follow: Followed, worker: Cursor, api: Cursor) -> None:
     await follow(event_index.VIEW, MemoryLog(Story()))
     await worker.execute(MANY, (100,))
