@@ -458,8 +458,7 @@ def _appended(decision: Decision[A], changes: Sequence[_Change], append: Append,
                 undated = True
                 vars(event)["timestamp"] = outcome.recorded_at
         for event in events if undated else ():
-            if type(event) is not Code.Generated:  # nothing but `created_on` depends on its time
-                event.apply(aggregate)
+            event.apply(aggregate)
             aggregate.modified_on = event.timestamp
             if event.originator_version == 1:
                 aggregate._created_on = event.timestamp  # noqa: SLF001 - the library has nothing else that sets it
