@@ -45,8 +45,7 @@ _PRECEDENCE: Final = list(_COLUMNS)
 
 MAX_ROWS_SCANNED: Final = 50_000
 MAX_SECONDS: Final = 0.25
-# Rows scanned with one query: while it is not known which scan is best, at least where some more are missing, and at
-# most.
+# How many rows one query scans: as long as it is not known which scan is best; later at least; and always at most.
 _ROWS_FIRST: Final = 400
 _ROWS_LEAST: Final = 100
 _ROWS_MAX: Final = 16_000
@@ -149,7 +148,7 @@ class _Range:
     def scan(self, missing: int) -> _Scan:
         """Return the scan to go on with: each has a turn, then the one that came farthest with as many rows.
 
-        No other has a turn if what is missing will be found with about as few rows.
+        A first turn of another one is left out where this one will likely find what is missing in as few rows.
         """
         for scan in self.scans:
             if scan not in self._paces or self._likely(scan, missing) <= _ROWS_FIRST:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
+# Where a scope has its headers by name. Only here they are taken from there directly, because it is done so often.
 _BY_NAME: Final = "sparkledger.headers"
 # The headers of which there can be one, as problems name them.
 _SPELLED: Final = {
@@ -76,7 +77,7 @@ def if_match(request: Request) -> int | None:
 
 
 def origins(request: Request) -> tuple[str | None, UUID | None, str | None]:
-    """Return what the caller says a command belongs to and follows from: most callers say nothing."""
+    """Return the larger undertaking, the event and the trace that a command is part of; most callers name none."""
     if of(request).keys().isdisjoint(_ORIGINS):
         return None, None, None
     return correlation_id(request), causation_id(request), traceparent(request)

@@ -255,7 +255,8 @@ class Waiting:
     Commands wait to be recorded inside of their requests, so these are their shares, too. Nobody queues for a place
     here: a request takes one before it is known whose it is.
 
-    All have the same time, so the one that began first is the next whose time is up: one timer is enough for all.
+    All have the same time, so the one that began first is the next whose time is up: one timer is enough for all. It is
+    one of the event loop in which the first of them began, so there is one such loop.
 
     Attributes:
         most: how many may wait.
@@ -304,7 +305,9 @@ class Waiting:
                 self._timer = asyncio.get_running_loop().call_later(left_s, self._cut_short)
                 return
             if not exchange.late:
-                exchange.late = True
+                # A page that asks the API in its own task is a request within a request, which hears of it first.
+                for other, same in self._exchanges.items():
+                    other.late = other.late or same is task
                 task.cancel()
 
     def of_key(self, exchange: Exchange, key: ApiKey) -> None:

@@ -47,7 +47,7 @@ CLOSED_AT_ONCE: Final = 100
 # Left alone, the system keeps up to 4 MiB of what a client does not read, for each connection and uncounted by us.
 SEND_BUFFER_BYTES: Final = 128 * 1024
 _IPV6_PREFIX: Final = 64
-# What there can be one of.
+# Headers of which a request has at most one.
 _FRAMING: Final = frozenset({b"host", b"transfer-encoding"})
 # A host as RFC 3986 has it, which may be empty, and a port.
 _HOST: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")

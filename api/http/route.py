@@ -188,7 +188,7 @@ class Route(APIRoute):
             arguments: dict[str, Any] = {**scope["path_params"]}
             caller: Caller | None = None
             if caller_name is not None:
-                if not allowed.without_key or headers.of(request).get(b"authorization"):
+                if not allowed.without_key or b"authorization" in headers.of(request):
                     caller = await admit(request, allowed)
                 arguments[caller_name] = caller
             if request_name is not None:

@@ -1,9 +1,9 @@
 """Group commit: one writer merges all appends that wait into one call of `append` and one commit.
 
-No timer makes a batch: a batch is what arrived while the last one committed. Each append gets an outcome of its own; a
-refusal, a replay or a faulty row of one does not affect the others. If the connection is lost during a commit, the
-writer finds out what was committed: it ends the old session first, then looks for the events of each append, and waits
-until a failover cannot lose what it found.
+No timer makes a batch: a batch is of what arrived while the last one committed, as `_batch_limit` says. Each append
+gets an outcome of its own; a refusal, a replay or a faulty row of one does not affect the others. If the connection is
+lost during a commit, the writer finds out what was committed: it ends the old session first, then looks for the events
+of each append, and waits until a failover cannot lose what it found.
 """
 
 from __future__ import annotations
@@ -142,11 +142,11 @@ class GroupCommitWriter:
         # How many callers the last batch had; and while the next one is taken, how many were just answered, and may
         # send their next command.
         self._last = self._answered = 0
-        # Where this process last appended, as ledger and position, and whether another one has appended there since.
-        self._end = (0, 0)
+        # Up to where the last batch appended to each ledger, and whether another process had appended there meanwhile.
+        self._ends: dict[int, int] = {}
         self._shared = False
-        # Then: how many callers the next batch waits for, how many there were in the last turn of the loop, and how
-        # many turns ago that was.
+        # If so: how many callers the next batch waits for, how many there are, and in how many turns of the loop since
+        # then nobody came.
         self._expected = self._seen = self._quiet = 0
         # The batch that was sent without the task; and one that failed so, with the error, for the task to look into.
         self._sent: list[Append] | None = None
@@ -291,25 +291,22 @@ class GroupCommitWriter:
 
     def _answer(self, batch: list[Append], outcomes: list[Outcome]) -> None:
         """Resolve a batch with what became of it."""
-        appended = False
+        begun: dict[int, int] = {}
+        ends: dict[int, int] = {}
         guard = self._guard
         for request, outcome in zip(batch, outcomes, strict=True):
             if type(outcome) is Appended:
-                if not appended:
-                    appended = True
-                    self._note_others(request.ledger_id, outcome.first)
-                self._end = (request.ledger_id, outcome.last)
+                begun.setdefault(request.ledger_id, outcome.first)
+                ends[request.ledger_id] = outcome.last
                 if guard is not None:
                     guard.acknowledge(request.ledger_id, outcome.last, request.events[-1].event_id)
             _resolve(request, outcome)
-        if appended:
+        if ends:
+            # Positions that are missing between our batches are another process's.
+            known = begun.keys() & self._ends.keys()
+            self._shared = any(begun[ledger_id] != self._ends[ledger_id] + 1 for ledger_id in known)
+            self._ends = ends
             self._on_commit()
-
-    def _note_others(self, ledger_id: int, first: int) -> None:
-        """Note whether another process appends to a ledger, too: then positions are missing between our batches."""
-        known, last = self._end
-        if known == ledger_id:
-            self._shared = first != last + 1
 
     async def _run(self) -> None:
         """Do what takes more than to send a batch: connect, ask whether a log is whole, and look into errors."""

@@ -153,8 +153,9 @@ def test_a_public_log_is_for_everyone_and_no_other_log_becomes_public(world: Wor
             assert answer.headers["cache-control"].startswith("public, ")
             assert refused(stranger.get(address(other, path))) == (401, "unauthenticated")
             assert other.client.get(address(world, path)).status_code == 200
-            bad = {"Authorization": "Bearer slk_nobody"}
-            assert refused(stranger.get(address(world, path), headers=bad)) == (401, "unauthenticated")
+            for shown in ("Bearer slk_nobody", "Basic", ""):
+                answer = stranger.get(address(world, path), headers={"Authorization": shown})
+                assert refused(answer) == (401, "unauthenticated")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import threading
@@ -131,6 +132,28 @@ async def test_each_request_has_its_time_whatever_became_of_others() -> None:
         answers = [quick, *together, afterwards]
     assert [answer.status_code for answer in answers] == [200, 503, 503, 503]
     assert {answer.json()["code"] for answer in answers[1:]} == {"timed_out"}
+
+
+async def test_a_request_within_a_request_hears_that_the_time_is_up() -> None:
+    """So a page of the console asks the API. The server does not stop, which is another reason to be cancelled."""
+    inner: list[Any] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/inner":
+            await endless()
+
+        async def collected(message: Any) -> None:
+            inner.append(message)
+
+        await edge({**scope, "path": "/inner", "headers": []}, receive, collected)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a page"})
+
+    edge = RequestMiddleware(page, waiting=Waiting(within_s=0.01))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://test") as opened:
+        answer = await opened.get("/page")
+    assert (answer.status_code, answer.content) == (200, b"a page")
+    assert json.loads(inner[-1]["body"])["code"] == "timed_out"
 
 
 async def test_an_answer_that_has_begun_may_take_its_time() -> None:

@@ -84,8 +84,13 @@ def test_what_is_sealed_is_not_in_the_body() -> None:
     assert split_sealed(event)[1] == {"text": "for nobody else"}
 
 
-def test_what_is_sealed_is_never_written_in_clear() -> None:
-    event = event_of(Code.NoteAdded, note_fingerprint=Sealed("for nobody else"))
+@pytest.mark.parametrize(
+    "hidden",
+    [Sealed("for nobody else"), [Sealed("for nobody else")], {"in": {"here": Sealed("for nobody else")}}],
+    ids=["as the field", "in a list", "in an object"],
+)
+def test_what_is_sealed_is_never_written_in_clear(hidden: Any) -> None:
+    event = event_of(Code.NoteAdded, note_fingerprint=hidden)
     with pytest.raises(TypeError) as refused:
         clear_body(event)
     assert "for nobody else" not in str(refused.value)
