@@ -327,7 +327,13 @@ def test_what_the_database_cannot_hold_is_a_dead_letter_too(
     ids=["limit exceeded", "cancelled"],
 )
 def test_what_the_database_refuses_to_do_for_an_event_is_no_outage_but_a_dead_letter(
-    database: TestDatabase, kafka: Broker, prefix: str, send: Any, query: str, reason: str
+    database: TestDatabase,
+    kafka: Broker,
+    prefix: str,
+    send: Any,
+    query: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def handle(cursor: psycopg.Cursor[Any], event: Event) -> None:
         reading.handle(cursor, event)
@@ -345,8 +351,9 @@ def test_what_the_database_refuses_to_do_for_an_event_is_no_outage_but_a_dead_le
     ((event_id, why),) = reading.sql("SELECT id, reason FROM sparkledger_dead_letters")
     assert event_id == "id-2"
     assert why.startswith(reason)
-    # Once with the others, then by itself.
-    assert reading.tried.count(2) == 1 + 3
+    assert "as a dead letter after 3 attempts" in caplog.text
+    # Once with the others, then by itself; and all of that again where Kafka assigned the partition anew meanwhile.
+    assert reading.tried.count(2) >= 1 + 3
 
 
 @pytest.mark.long("a lost session is waited for, several times")
