@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -223,11 +224,8 @@ async def test_those_who_come_back_share_a_batch_while_another_process_appends_t
 ) -> None:
     """The next batch must wait for the other process's commit anyway; smaller ones would take both longer."""
     tenant = await opened.begin()
-    async with writing(opened.database) as writer, writing(opened.database) as other:
-        await writer.append(appending(tenant.ledger_id, row(uuid7())))
-        await other.append(appending(tenant.ledger_id, row(uuid7())))
+    async with writing_beside_another(opened, tenant.ledger_id) as writer:
         sizes = counted_batches(monkeypatch)
-
         await asyncio.gather(*(sends_twice(writer, tenant.ledger_id, turns) for turns in (0, 0, 1, 1, 2, 2)))
     assert sizes == [6, 6]
 
@@ -236,14 +234,21 @@ async def test_a_process_whose_other_one_appends_elsewhere_sends_halves_again(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared, own = await opened.begin("shared"), await opened.begin("own")
-    async with writing(opened.database) as writer, writing(opened.database) as other:
-        await writer.append(appending(shared.ledger_id, row(uuid7())))
-        await other.append(appending(shared.ledger_id, row(uuid7())))
+    async with writing_beside_another(opened, shared.ledger_id) as writer:
         await writer.append(appending(shared.ledger_id, row(uuid7())))
         sizes = counted_batches(monkeypatch)
         await asyncio.gather(*(sends_twice(writer, own.ledger_id, turns) for turns in (0, 0, 1, 1, 2, 2)))
     assert sizes[0] == 6
     assert max(sizes[1:]) <= 3
+
+
+@asynccontextmanager
+async def writing_beside_another(opened: Opened, ledger_id: int) -> AsyncIterator[GroupCommitWriter]:
+    """Yield a writer that has appended to a ledger, to which another one has appended since."""
+    async with writing(opened.database) as writer, writing(opened.database) as other:
+        await writer.append(appending(ledger_id, row(uuid7())))
+        await other.append(appending(ledger_id, row(uuid7())))
+        yield writer
 
 
 async def sends_twice(writer: GroupCommitWriter, ledger_id: int, turns: int) -> None:
@@ -258,9 +263,7 @@ async def test_whoever_does_not_come_back_holds_nobody_up_while_another_process_
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant = await opened.begin()
-    async with writing(opened.database) as writer, writing(opened.database) as other:
-        await writer.append(appending(tenant.ledger_id, row(uuid7())))
-        await other.append(appending(tenant.ledger_id, row(uuid7())))
+    async with writing_beside_another(opened, tenant.ledger_id) as writer:
         sizes = counted_batches(monkeypatch)
         await together(writer, [appending(tenant.ledger_id, row(uuid7())) for _ in range(6)])
         outcome = await writer.append(appending(tenant.ledger_id, row(uuid7())))
