@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ SHORT: Final = os.environ.get("SPARKLEDGER_FAULTS") == "short"
 TELL: Final = "from tests.faults.commands import main; main()"
 LEDGERS: Final = 2
 TASKS: Final = 32
+BEGUN_WITHIN_S: Final = 60.0
 
 
 @contextmanager
@@ -69,16 +70,21 @@ class Scene:
         """Return every notebook there is."""
         return sorted(self.directory.glob("*.jsonl"))
 
-    def telling(self, name: str) -> AbstractContextManager[Program]:
-        """Run a process that tells stories until it is killed or stopped."""
+    @contextmanager
+    def telling(self, name: str) -> Iterator[Program]:
+        """Run a process that tells stories until it is killed or stopped, from when it has sent its first command."""
+        notebook = self.directory / f"{name}.jsonl"
         order = {
             "dsn": self.database.dsn(API),
             "writes": [[writes.ledger_id, writes.key_id] for writes in self.writes],
-            "notebook": str(self.directory / f"{name}.jsonl"),
+            "notebook": str(notebook),
             "stop": str(self.stop),
             "tasks": TASKS,
         }
-        return running(TELL, json.dumps(order))
+        with running(TELL, json.dumps(order)) as program:
+            # What it needs before that is asked of a database that must not have been killed yet.
+            until(lambda: notebook.exists() and notebook.stat().st_size > 0, BEGUN_WITHIN_S)
+            yield program
 
     def until_acknowledged(self, more: int, within_s: float = 60) -> None:
         """Wait until so many more lines stand in the notebooks, which is about half as many commands."""
