@@ -15,8 +15,11 @@ from uuid import UUID, SafeUUID
 _PIECE_BYTES: Final = 16
 _DRAWN_BYTES: Final = 4096
 _pieces: deque[bytes] = deque()
+# What UUIDs end with, each given out once: all but their time.
+_ends: deque[int] = deque()
 _split: Final = struct.Struct(f"{_PIECE_BYTES}s" * (_DRAWN_BYTES // _PIECE_BYTES)).unpack
 os.register_at_fork(after_in_child=_pieces.clear)
+os.register_at_fork(after_in_child=_ends.clear)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _VERSION_AND_VARIANT: Final = (7 << 76) | (2 << 62)
@@ -59,10 +62,20 @@ def time_of(uuid: UUID) -> datetime | None:
 
 def uuid7() -> UUID:
     """Return a UUIDv7: 48 bits of milliseconds since 1970, 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | _VERSION_AND_VARIANT | (int.from_bytes(random_16()) & _RANDOM)
-    # Past the constructor, whose checks take three times as long as all of the above.
+    try:
+        end = _ends.popleft()
+    except IndexError:
+        end = _drawn()
+    # Past the constructor, whose checks take three times as long as all of this.
     uuid = _new(UUID)
-    _set_int(uuid, value)
+    _set_int(uuid, (time.time_ns() // 1_000_000 << 80) | end)
     _set_is_safe(uuid, _UNKNOWN)
     return uuid
+
+
+def _drawn() -> int:
+    """Draw what many UUIDs end with, and return one of them."""
+    drawn = map(int.from_bytes, _split(os.urandom(_DRAWN_BYTES)))
+    first, *others = [(number & _RANDOM) | _VERSION_AND_VARIANT for number in drawn]
+    _ends.extend(others)
+    return first

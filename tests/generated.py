@@ -76,7 +76,7 @@ from infra.delivery.webhooks import subscriptions as webhooks
 from infra.delivery.webhooks.models import DeliveryPolicy
 from infra.ending import ENDS_WITHIN_S
 from infra.eventstore import group_commit, live_subscription
-from infra.eventstore.serialization import clear_body, event_type, split_sealed
+from infra.eventstore.serialization import clear_body, event_type, stored_form
 from infra.imports import mappings, runs
 from infra.jobs import retention
 from infra.settings import settings_table
@@ -333,7 +333,7 @@ def examples() -> dict[str, tuple[Event, dict[str, str]]]:
     pending += cast("list[Event]", imported.pending_events)
     first: dict[str, tuple[Event, dict[str, str]]] = {}
     for event in pending:
-        first.setdefault(get_topic(type(event)), (event, split_sealed(event)[1]))
+        first.setdefault(get_topic(type(event)), (event, stored_form(event)[3]))
     return first
 
 

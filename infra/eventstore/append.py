@@ -107,23 +107,20 @@ class Append:
     answer: asyncio.Future[Outcome] = field(init=False)
     sent: int = field(init=False, default=0)
 
-    def touches(self) -> tuple[list[int | bytes], list[int]]:
-        """Return what it writes and what it reads: of two appends in a batch, neither may write what the other touches.
+    def touches(self) -> tuple[list[int | bytes], list[int], int]:
+        """Return what it writes, what it reads, and roughly how many bytes it adds to a batch.
 
-        Streams are given as numbers, because a UUID's own hash is computed in Python. They, and the keyed hashes of
-        claims and idempotency keys, are unique across ledgers.
+        Of two appends in a batch, neither may write what the other touches. Streams are given as numbers, because a
+        UUID's own hash is computed in Python. They, and the keyed hashes of claims and idempotency keys, are unique
+        across ledgers.
         """
-        writes: list[int | bytes] = [event.stream_id.int for event in self.events]
-        writes += [claim for claim, _, _ in self.claims]
-        if self.idempotency is not None:
-            writes.append(self.idempotency)
-        return writes, [stream.int for stream, _ in self.expected_versions]
-
-    def size(self) -> int:
-        """Return roughly how many bytes it adds to a batch."""
+        writes: list[int | bytes] = [] if self.idempotency is None else [self.idempotency]
         size = 0
         for event in self.events:
+            writes.append(event.stream_id.int)
             size += 400 + len(event.body)
             if event.sealed is not None:
                 size += len(event.sealed)
-        return size
+        for claim, _, _ in self.claims:
+            writes.append(claim)
+        return writes, [stream.int for stream, _ in self.expected_versions], size

@@ -92,22 +92,22 @@ class AppendStatement:
 
 def _outcomes(batch: Sequence[Append], rows: list[Any]) -> list[Outcome]:
     """Return the outcomes; positions follow from the order of the appends that were accepted."""
-    bases = {ledger: (base, at) for caller, _, base, ledger, _, _, at in rows if caller is None}
+    times = {ledger: at for caller, _, _, ledger, _, _, at in rows if caller is None}
+    ends = {ledger: base for caller, _, base, ledger, _, _, _ in rows if caller is None}
     refused = {
         caller: _refused(outcome, first, last, at)
         for caller, outcome, first, last, _, _, at in rows
         if caller is not None
     }
     outcomes: list[Outcome] = []
-    next_position = {ledger: base + 1 for ledger, (base, _) in bases.items()}
     for number, request in enumerate(batch, 1):
-        outcome = refused.get(number)
-        if outcome is None:
-            first = next_position[request.ledger_id]
-            last = first + len(request.events) - 1
-            next_position[request.ledger_id] = last + 1
-            outcome = Appended(first, last, bases[request.ledger_id][1])
-        outcomes.append(outcome)
+        if number in refused:
+            outcomes.append(refused[number])
+            continue
+        ledger = request.ledger_id
+        before = ends[ledger]
+        ends[ledger] = last = before + len(request.events)
+        outcomes.append(Appended(before + 1, last, times[ledger]))
     return outcomes
 
 

@@ -26,7 +26,7 @@ from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerVal
 from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed
 from infra.eventstore.reader import EventAt
 from infra.eventstore.repository import AnyAggregate, Loaded, Repository, replayed
-from infra.eventstore.serialization import event_type, split_sealed
+from infra.eventstore.serialization import stored_form
 from infra.ids import uuid7
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from infra.eventstore.aggregate_reader import AggregateReader
     from infra.eventstore.append import KeyRefused
     from infra.eventstore.group_commit import GroupCommitWriter
+
+    # An aggregate of a decision, and the events that change it; none where it is only relied on.
+    _Change = tuple[AnyAggregate, Sequence[Event]]
 
 # How often a command that met another writer is retried before its caller is asked to come back.
 MAX_RETRIES: Final = 32
@@ -320,12 +323,11 @@ class CommandHandler:
         dated = metadata.effective_at is not None or actor.role == "clock"
         key: CreatorKey | None = None
         rows: list[EventRow] = []
-        events = [event for change in changes for event in change.events]
+        events = [event for _, own in changes for event in own]
         event_ids = [uuid7() for _ in events]
         for event, event_id in zip(events, event_ids, strict=True):
             stream_id, version = event.originator_id, event.originator_version
-            type_, type_version = event_type(event)
-            body, secret = split_sealed(event)
+            type_, type_version, body, secret = stored_form(event)
             key_id = commitment = sealed = None
             if secret:
                 assert creator_id is not None  # noqa: S101 - of accounts and videos nothing is sealed
@@ -459,7 +461,7 @@ def _appended(decision: Decision[A], changes: Sequence[_Change], append: Append,
                 vars(event)["timestamp"] = outcome.recorded_at
         for event in events if undated else ():
             event.apply(aggregate)
-            aggregate.modified_on = event.timestamp
+            aggregate._modified_on = event.timestamp  # noqa: SLF001 - the library's setter is a call that does the same
             if event.originator_version == 1:
                 aggregate._created_on = event.timestamp  # noqa: SLF001 - the library has nothing else that sets it
     return CommandResult(
@@ -472,22 +474,14 @@ def _appended(decision: Decision[A], changes: Sequence[_Change], append: Append,
     )
 
 
-class _Change(NamedTuple):
-    """An aggregate of a decision, and the events that change it; none where it is only relied on."""
-
-    aggregate: AnyAggregate
-    events: Sequence[Event]
-
-
 def _changes(decision: Decision[A]) -> list[_Change]:
     """Return what a decision wants appended, in that order; nothing, if it changes nothing."""
-    changes, count = [], 0
-    aggregate: Any
-    for aggregate in (*decision.also_changed, decision.aggregate):
-        events = aggregate.collect_events()
-        count += len(events)
-        changes.append(_Change(aggregate, events))
-    return changes if count else []
+    aggregate: Any = decision.aggregate
+    own = aggregate, aggregate.collect_events()
+    if not decision.also_changed:
+        return [own] if own[1] else []
+    changes = [*((changed, changed.collect_events()) for changed in decision.also_changed), own]
+    return changes if any(events for _, events in changes) else []
 
 
 def _event_id(

@@ -29,6 +29,7 @@ from infra.postgres.session_tokens import SessionTokens
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from uuid import UUID
 
     from infra.eventstore.histories import HistoryGuard
 
@@ -194,7 +195,7 @@ class GroupCommitWriter:
         """
         if self._stopping:
             raise Unavailable(STOPPING)
-        if self._full():
+        if len(self._waiting) >= MAX_WAITING and self._full():
             raise Unavailable(FULL)
         loop = asyncio.get_running_loop()
         request.answer = loop.create_future()
@@ -247,7 +248,8 @@ class GroupCommitWriter:
             return None
         if self._lost is not None:
             return None
-        if self._guard is not None and not all(self._guard.knows(request.ledger_id) for request in self._waiting):
+        guard = self._guard
+        if guard is not None and not all(map(guard.knows, {request.ledger_id for request in self._waiting})):
             return None
         return self._statement
 
@@ -291,22 +293,28 @@ class GroupCommitWriter:
 
     def _answer(self, batch: list[Append], outcomes: list[Outcome]) -> None:
         """Resolve a batch with what became of it."""
-        begun: dict[int, int] = {}
-        ends: dict[int, int] = {}
-        guard = self._guard
+        first: dict[int, int] = {}
+        last: dict[int, tuple[int, UUID]] = {}
         for request, outcome in zip(batch, outcomes, strict=True):
             if type(outcome) is Appended:
-                begun.setdefault(request.ledger_id, outcome.first)
-                ends[request.ledger_id] = outcome.last
-                if guard is not None:
-                    guard.acknowledge(request.ledger_id, outcome.last, request.events[-1].event_id)
-            _resolve(request, outcome)
-        if ends:
-            # Positions that are missing between our batches are another process's.
-            known = begun.keys() & self._ends.keys()
-            self._shared = any(begun[ledger_id] != self._ends[ledger_id] + 1 for ledger_id in known)
-            self._ends = ends
-            self._on_commit()
+                ledger_id = request.ledger_id
+                if ledger_id not in first:
+                    first[ledger_id] = outcome.first
+                last[ledger_id] = outcome.last, request.events[-1].event_id
+            if not request.answer.done():
+                request.answer.set_result(outcome)
+        if not last:
+            return
+        ends = {}
+        for ledger_id, (position, event_id) in last.items():
+            ends[ledger_id] = position
+            if self._guard is not None:
+                self._guard.acknowledge(ledger_id, position, event_id)
+        # Positions that are missing between our batches are another process's.
+        known = first.keys() & self._ends.keys()
+        self._shared = any(first[ledger_id] != self._ends[ledger_id] + 1 for ledger_id in known)
+        self._ends = ends
+        self._on_commit()
 
     async def _run(self) -> None:
         """Do what takes more than to send a batch: connect, ask whether a log is whole, and look into errors."""
@@ -356,10 +364,10 @@ class GroupCommitWriter:
             request = self._waiting.popleft()
             if request.answer.done():
                 continue  # its caller gave up
-            writes, reads = request.touches()
+            writes, reads, own_size = request.touches()
             if written.isdisjoint(writes) and read.isdisjoint(writes) and written.isdisjoint(reads):
                 batch.append(request)
-                size += request.size()
+                size += own_size
             else:
                 held.append(request)
             written.update(writes)

@@ -74,8 +74,8 @@ _TRANSCODER: Final = BodyTranscoder()
 _MAPPER: Final[Mapper[UUID]] = Mapper(transcoder=_TRANSCODER)
 
 
-def split_sealed(event: Event) -> tuple[bytes, dict[str, str]]:
-    """Return an event's clear body, and the fields that may only be stored encrypted.
+def stored_form(event: Event) -> tuple[str, int, bytes, dict[str, str]]:
+    """Return what is stored of an event: type, version of its format, clear body, fields that must be encrypted.
 
     The body is the one that the library's mapper would make, but without its copies. Only a field that may be left out
     can be absent or sealed, because a sealed one is absent when the event is read again.
@@ -84,7 +84,7 @@ def split_sealed(event: Event) -> tuple[bytes, dict[str, str]]:
         TypeError: another field is to be sealed.
 
     """
-    _, version, optional = _stored(type(event))
+    type_, version, optional = _stored(type(event))
     clear = vars(event).copy()
     del clear["timestamp"], clear["originator_id"], clear["originator_version"]
     clear.pop("originator_topic", None)  # only a first event has it
@@ -93,11 +93,13 @@ def split_sealed(event: Event) -> tuple[bytes, dict[str, str]]:
     secret: dict[str, str] = {}
     for name in optional:
         value = clear.pop(name, None)
+        if value is None:
+            continue
         if type(value) is Sealed:
             secret[name] = str(value)
-        elif value is not None:
+        else:
             clear[name] = value
-    return orjson.dumps(clear, _plain, _FORMAT), secret
+    return type_, version, orjson.dumps(clear, _plain, _FORMAT), secret
 
 
 def _plain(value: Any) -> str:
@@ -109,7 +111,7 @@ def _plain(value: Any) -> str:
 
 def clear_body(event: Event) -> bytes:
     """Return only an event's clear body."""
-    return split_sealed(event)[0]
+    return stored_form(event)[2]
 
 
 def event_type(event: Event) -> tuple[str, int]:

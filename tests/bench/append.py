@@ -31,11 +31,12 @@ from domain.code import Code
 from domain.values import Actor, Policy, Sealed
 from infra.auth.key_commands import create_key, create_ledger
 from infra.crypto.envelope import fresh_key
+from infra.ending import cancelled
 from infra.eventstore.command_handler import CommandHandler, CommandMetadata, CommandResult
 from infra.ids import uuid7
 from infra.postgres.embedded.server import EmbeddedPostgres
 from infra.postgres.roles import API
-from infra.process_limits import tune_garbage_collector
+from infra.process_limits import collect_in_small_pieces, tune_garbage_collector
 from infra.runtime import runtime
 from tests.bench.budget import run as measure_budget
 from tests.bench.place import RUNS, SETTINGS, pgbench, postgres
@@ -53,13 +54,19 @@ HASH: Final = b"0" * 16
 
 
 class Load:
-    """Commands as a busy platform sends them, on one ledger."""
+    """Commands as a busy platform sends them, on one ledger.
+
+    It runs on the processor that it measures, as no client of an API does, so its own work is kept small: names are
+    numbered instead of drawn.
+    """
 
     def __init__(self, handler: CommandHandler, ledger_id: int, key_id: UUID) -> None:
         self._handler = handler
         self._ledger_id = ledger_id
         self._actor = Actor(str(key_id), "operator")
         self._numbers = itertools.count()
+        # What begins each name, so that no other load has the same.
+        self._own = random.randbytes(8).hex()
         # The latest ones, each in the place of the one YOUNG before it; and those that were never extended.
         self._codes: list[tuple[UUID, Sealed]] = []
         self._issued = itertools.count()
@@ -82,65 +89,74 @@ class Load:
 
     async def command(self) -> None:
         """Send one command: two of five issue a code, three follow up on one."""
-        match next(self._numbers) % 5:
+        number = next(self._numbers)
+        match number % 5:
             case 0 | 1:
                 await self._issue()
             case 2:
-                brand = f"brand-{random.randbytes(4).hex()}"
-                code, _ = random.choice(self._codes)
+                code, _ = self._some_code(number // 5)
+                share = Share(f"brand-{number}", "dm")
                 await self._execute(
+                    number,
                     lambda ledger, when: commands.share(
-                        ledger, code, Share(brand, "dm"), None, if_match=None, authorize=anyone, when=when
-                    )
+                        ledger, code, share, None, if_match=None, authorize=anyone, when=when
+                    ),
                 )
             case 3:
                 code = self._never_extended.popleft()
                 await self._execute(
+                    number,
                     lambda ledger, when: commands.extend(
                         ledger, self._policy, code, days=60, expires_at=None, if_match=None, authorize=anyone, when=when
-                    )
+                    ),
                 )
             case _:
-                _, secret = random.choice(self._codes)
-                advertiser = f"advertiser-{random.randbytes(4).hex()}"
+                _, secret = self._some_code(number // 5 + YOUNG // 2)  # not the one that is being shared
+                advertiser = f"advertiser-{number}"
                 await self._execute(
-                    lambda ledger, when: commands.redeem(ledger, secret, advertiser, frozenset(), when=when)
+                    number, lambda ledger, when: commands.redeem(ledger, secret, advertiser, frozenset(), when=when)
                 )
 
+    def _some_code(self, turn: int) -> tuple[UUID, Sealed]:
+        """Return one of the codes; all have their turn, out of order."""
+        return self._codes[turn * 7919 % len(self._codes)]
+
     async def _issue(self) -> None:
-        code_id, secret = uuid7(), Sealed("#" + random.randbytes(32).hex())
+        issued = next(self._issued)
+        code_id, secret = uuid7(), Sealed(f"#{self._own}{issued:048x}")
         done: CommandResult[Code] = await self._execute(
+            -1 - issued,
             lambda ledger, when: commands.generate(
                 ledger,
                 self._policy,
                 code_id=code_id,
-                creator_id=f"creator-{random.randrange(CREATORS)}",
-                video_id=f"video-{random.randbytes(8).hex()}",
+                creator_id=f"creator-{issued % CREATORS}",
+                video_id=f"video-{self._own}{issued}",
                 terms_version="2026-01",
                 days=30,
                 starts_at=None,
                 secret=secret,
                 caption_sha256=None,
                 when=when,
-            )
+            ),
         )
         assert done.appended == 1
         self._never_extended.append(code_id)
-        issued = next(self._issued)
-        if issued < YOUNG:
+        if len(self._codes) < YOUNG:
             self._codes.append((code_id, secret))
         else:
             self._codes[issued % YOUNG] = code_id, secret
 
-    async def _execute(self, decide: Callable[..., Awaitable[Any]]) -> Any:
+    async def _execute(self, number: int, decide: Callable[..., Awaitable[Any]]) -> Any:
         request = CommandMetadata(
-            self._ledger_id, self._actor, idempotency_key=random.randbytes(16).hex(), request_hash=HASH
+            self._ledger_id, self._actor, idempotency_key=f"{self._own}{number}", request_hash=HASH
         )
         return await self._handler.handle(request, decide)
 
 
 async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
-    """Return commands a second with so many at a time."""
+    """Return commands a second with so many at a time, in a process that looks for garbage as the API's does."""
+    collecting = asyncio.create_task(collect_in_small_pieces())
     end = time.perf_counter() + seconds
     done = 0
 
@@ -152,7 +168,9 @@ async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
 
     began = time.perf_counter()
     await asyncio.gather(*(one() for _ in range(in_flight)))
-    return done / (time.perf_counter() - began)
+    took = time.perf_counter() - began
+    await cancelled([collecting])
+    return done / took
 
 
 @asynccontextmanager

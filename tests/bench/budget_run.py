@@ -44,7 +44,8 @@ LAYERS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "hashes": {"infra.crypto.envelope": ("LedgerKeys.claim",)},
     "rows": {
         "infra.eventstore.command_handler": (
-            *("CommandHandler._append", "split_sealed", "_expected_versions", "_causation_ids", "_event_id"),
+            *("CommandHandler._append", "stored_form", "split_sealed"),
+            *("_expected_versions", "_causation_ids", "_event_id"),
         ),
     },
     "sealing": {

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -62,8 +62,8 @@ class Told(Load):
         super().__init__(handler, ledger_id, key_id)
         self.answered: Answered = []
 
-    async def _execute(self, decide: Any) -> Any:
-        done = await super()._execute(decide)
+    async def _execute(self, number: int, decide: Callable[..., Awaitable[Any]]) -> Any:
+        done = await super()._execute(number, decide)
         self.answered.append((done.position, time.monotonic()))
         return done
 

@@ -18,7 +18,7 @@ from domain.event_types import EVENT_TYPES
 from domain.recorded import Event
 from domain.values import Sealed
 from infra.errors import Unreadable
-from infra.eventstore.serialization import UnreadableEvent, clear_body, event_type, split_sealed, to_event
+from infra.eventstore.serialization import UnreadableEvent, clear_body, event_type, stored_form, to_event
 from infra.ids import uuid7
 from tests import given
 from tests.infra.eventstore.appends import accept, appending, row, writing
@@ -81,7 +81,7 @@ def test_a_body_is_plain_json_with_sorted_names_and_without_what_stands_in_colum
 def test_what_is_sealed_is_not_in_the_body() -> None:
     event = event_of(Code.NoteAdded, note_fingerprint="ab", text=Sealed("for nobody else"))
     assert orjson.loads(clear_body(event)) == {"note_fingerprint": "ab"}
-    assert split_sealed(event)[1] == {"text": "for nobody else"}
+    assert stored_form(event)[3] == {"text": "for nobody else"}
 
 
 @pytest.mark.parametrize(
