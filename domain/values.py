@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final, Literal, NamedTuple, cast
 
 Role = Literal["admin", "operator", "creator", "brand", "auditor", "subscriber"]
@@ -112,7 +113,12 @@ class Policy:
     @property
     def longest(self) -> timedelta:
         """The longest allowed window."""
-        return timedelta(days=max(self.allowed_days))
+        return _longest(self.allowed_days)
+
+
+@cache
+def _longest(allowed_days: tuple[int, ...]) -> timedelta:
+    return timedelta(days=max(allowed_days))
 
 
 class Actor(NamedTuple):

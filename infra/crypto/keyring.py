@@ -159,6 +159,10 @@ class Keyring:
             self._hashing = ApiKeyHashing(stored or await self.share(API_KEYS, fresh_key()))
         return self._hashing
 
+    def known_ledger(self, ledger_id: int) -> LedgerKeys | None:
+        """Return a ledger's keys if they are in memory, so that a command need not wait for them."""
+        return self._ledgers.get(ledger_id)
+
     async def ledger(self, ledger_id: int) -> LedgerKeys:
         """Return a ledger's keys.
 
@@ -167,7 +171,7 @@ class Keyring:
             LookupError: there is no such ledger.
 
         """
-        known = self._ledgers.get(ledger_id)
+        known = self.known_ledger(ledger_id)
         if known is not None:
             return known
 
@@ -196,9 +200,13 @@ class Keyring:
         """
         return await self.creator_by_claim(ledger_id, (await self.ledger(ledger_id)).claim("creator", creator_id))
 
+    def known_creator(self, ledger_id: int, creator: bytes) -> CreatorKey | None:
+        """Return the same key, if it is in memory, so that a command need not wait for it."""
+        return self._creators.get((ledger_id, creator))
+
     async def creator_by_claim(self, ledger_id: int, creator: bytes) -> CreatorKey:
         """Return the same key, by the hash of the creator's name in claims."""
-        known = self._creators.get((ledger_id, creator))
+        known = self.known_creator(ledger_id, creator)
         if known is not None:
             return known
         try:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
+
+    _Row = tuple[
+        UUID, int, UUID, str, int, datetime | None, UUID, UUID | None, UUID | None, bytes | None, bytes, bytes | None
+    ]
 
 
 class EventRow(NamedTuple):
@@ -29,12 +34,19 @@ class EventRow(NamedTuple):
     sealed: bytes | None
 
 
+# `event_row` and `appended` make theirs of a tuple: the constructor of a named tuple is a function of Python.
+event_row: Final = cast("Callable[[_Row], EventRow]", partial(tuple.__new__, EventRow))
+
+
 class Appended(NamedTuple):
     """The events were appended at these positions, at this moment."""
 
     first: int
     last: int
     recorded_at: datetime
+
+
+appended: Final = cast("Callable[[tuple[int, int, datetime]], Appended]", partial(tuple.__new__, Appended))
 
 
 @dataclass(frozen=True, slots=True)

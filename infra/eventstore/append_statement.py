@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from infra.eventstore.append import Appended, ConcurrencyConflict, KeyRefused, Mismatch, Replayed
+from infra.eventstore.append import ConcurrencyConflict, KeyRefused, Mismatch, Replayed, appended
 from infra.eventstore.append_rows import encoded, row_types
 from infra.postgres.prepared_statement import Statement
 
@@ -107,7 +107,7 @@ def _outcomes(batch: Sequence[Append], rows: list[Any]) -> list[Outcome]:
         ledger = request.ledger_id
         before = ends[ledger]
         ends[ledger] = last = before + len(request.events)
-        outcomes.append(Appended(before + 1, last, times[ledger]))
+        outcomes.append(appended((before + 1, last, times[ledger])))
     return outcomes
 
 

@@ -23,7 +23,7 @@ from domain.errors import NotAllowed, Refused
 from domain.values import When
 from infra.crypto.envelope import associated_data
 from infra.errors import IdempotencyMismatch, IdempotencyRunning, KeyNoLongerValid, Unavailable
-from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed
+from infra.eventstore.append import Append, Appended, ConcurrencyConflict, EventRow, Mismatch, Replayed, event_row
 from infra.eventstore.reader import EventAt
 from infra.eventstore.repository import AnyAggregate, Loaded, Repository, replayed
 from infra.eventstore.serialization import stored_form
@@ -158,7 +158,7 @@ class CommandHandler:
         idempotency: bytes | None,
     ) -> CommandResult[A]:
         ledger_id, command_id = metadata.ledger_id, uuid7()
-        keys = await self._keyring.ledger(ledger_id)
+        keys = self._keyring.known_ledger(ledger_id) or await self._keyring.ledger(ledger_id)
         allow_stale, not_before, retries = True, None, 0
         turn: asyncio.Lock | None = None
         try:
@@ -332,24 +332,29 @@ class CommandHandler:
             if secret:
                 assert creator_id is not None  # noqa: S101 - of accounts and videos nothing is sealed
                 if key is None:
-                    key = await self._keyring.creator_by_claim(ledger_id, repository.claim("creator", creator_id))
+                    claim = repository.claim("creator", creator_id)
+                    key = self._keyring.known_creator(ledger_id, claim)
+                    if key is None:
+                        key = await self._keyring.creator_by_claim(ledger_id, claim)
                 where = associated_data(ledger_id, stream_id, version, event_id, type_)
                 key_id, commitment, sealed = key.seal(secret, where)
             cause = decision.cause_of(event)
             rows.append(
-                EventRow(
-                    stream_id,
-                    version,
-                    event_id,
-                    type_,
-                    type_version,
-                    event.timestamp if dated or event.timestamp != when.at else None,
-                    creator_stream,
-                    metadata.causation_id if cause is None else _event_id(cause, repository, events, event_ids),
-                    key_id,
-                    commitment,
-                    body,
-                    sealed,
+                event_row(
+                    (
+                        stream_id,
+                        version,
+                        event_id,
+                        type_,
+                        type_version,
+                        event.timestamp if dated or event.timestamp != when.at else None,
+                        creator_stream,
+                        metadata.causation_id if cause is None else _event_id(cause, repository, events, event_ids),
+                        key_id,
+                        commitment,
+                        body,
+                        sealed,
+                    )
                 )
             )
         expected_versions = [(changed.id, changed.version - len(own)) for changed, own in changes]
