@@ -147,11 +147,11 @@ class Load:
         else:
             self._codes[issued % YOUNG] = code_id, secret
 
-    async def _execute(self, number: int, decide: Callable[..., Awaitable[Any]]) -> Any:
+    def _execute(self, number: int, decide: Callable[..., Awaitable[Any]]) -> Awaitable[Any]:
         request = CommandMetadata(
             self._ledger_id, self._actor, idempotency_key=f"{self._own}{number}", request_hash=HASH
         )
-        return await self._handler.handle(request, decide)
+        return self._handler.handle(request, decide)
 
 
 async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
