@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
-
-from eventsourcing.domain import Aggregate
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,10 +35,6 @@ class Recording:
         _version: int
         _modified_on: datetime
         _pending_events: list[Any]
-    else:
-        # As the library has them, which are Python functions: each read would be a call, and a command has ten.
-        id = property(attrgetter("_id"))
-        version = property(attrgetter("_version"), Aggregate.version.fset)
 
     @classmethod
     def _create(cls, event_class: type[Any], *, id: UUID | None = None, **kwargs: Any) -> Self:

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-class _Young(dict[K, V]):
-    """The young generation, which is asked first, and itself asks for what it lacks: a hit is no call of Python."""
-
-    __slots__ = ("lacks",)
-    lacks: Callable[[K], V | None]
-
-    def __missing__(self, key: K) -> V | None:
-        return self.lacks(key)
 
 
 class RecentCache(Generic[K, V]):
@@ -34,23 +21,19 @@ class RecentCache(Generic[K, V]):
 
     def __init__(self, limit: int) -> None:
         """Remember at most `limit` values, and at least the half of that which was used last."""
-        self._begin()
+        self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
         # Found no more, only freed. Together they are never more than the limit.
         self._dropped: dict[K, V] = {}
         self._half = max(1, limit // 2)
 
-    def _begin(self) -> None:
-        """Begin a young generation."""
-        self._young: _Young[K, V] = _Young()
-        self._young.lacks = self._from_old
-        # Returns what is remembered under a key; None, if nothing is.
-        self.get: Callable[[K], V | None] = self._young.__getitem__
-
-    def _from_old(self, key: K) -> V | None:
-        value = self._old.pop(key, None)
-        if value is not None:
-            self.put(key, value)
+    def get(self, key: K) -> V | None:
+        """Return what is remembered under a key."""
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.pop(key, None)
+            if value is not None:
+                self.put(key, value)
         return value
 
     def drop(self, key: K) -> None:
@@ -73,8 +56,6 @@ class RecentCache(Generic[K, V]):
         if self._dropped:
             self._dropped.popitem()
         if len(young) > self._half:
+            self._dropped, self._old, self._young = self._old, young, {key: value}
             del young[key]
-            self._dropped, self._old = self._old, young
-            self._begin()
-            self._young[key] = value
         return value

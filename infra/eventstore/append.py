@@ -119,7 +119,7 @@ class Append:
     answer: asyncio.Future[Outcome] = field(init=False)
     sent: int = field(init=False, default=0)
 
-    def touches(self) -> tuple[list[int | bytes], list[int], int]:
+    def footprint(self) -> tuple[list[int | bytes], list[int], int]:
         """Return what it writes, what it reads, and roughly how many bytes it adds to a batch.
 
         Of two appends in a batch, neither may write what the other touches. Streams are given as numbers, because a

@@ -124,7 +124,7 @@ def encoded(batch: Sequence[Append], tokens: SessionTokens, types: RowTypes) -> 
     ]
 
 
-# Where most have nothing in a field, that is asked before the call which encodes it: calls are what takes time here.
+# A field that is mostly absent is looked at before the call that would encode it: calls are what takes time here.
 
 
 def _caller(request: Append, tokens: SessionTokens, first: int, count: int) -> bytes:

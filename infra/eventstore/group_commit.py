@@ -301,7 +301,7 @@ class GroupCommitWriter:
                 if ledger_id not in first:
                     first[ledger_id] = outcome.first
                 last[ledger_id] = outcome.last, request.events[-1].event_id
-            if not request.answer.done():
+            if not request.answer.done():  # as `_resolve` does, without a call for each
                 request.answer.set_result(outcome)
         if not last:
             return
@@ -364,7 +364,7 @@ class GroupCommitWriter:
             request = self._waiting.popleft()
             if request.answer.done():
                 continue  # its caller gave up
-            writes, reads, own_size = request.touches()
+            writes, reads, own_size = request.footprint()
             if written.isdisjoint(writes) and read.isdisjoint(writes) and written.isdisjoint(reads):
                 batch.append(request)
                 size += own_size

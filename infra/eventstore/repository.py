@@ -89,17 +89,6 @@ class AggregateCache:
             self._claims.put((ledger_id, claim), stream_id)
 
 
-class _Hashes(dict[tuple[str, str], bytes]):
-    """The keyed hashes of the names that one attempt looked at, by kind and name; each is hashed once."""
-
-    __slots__ = ("keys_of_ledger",)
-    keys_of_ledger: LedgerKeys
-
-    def __missing__(self, named: tuple[str, str]) -> bytes:
-        self[named] = claim = self.keys_of_ledger.claim(*named)
-        return claim
-
-
 class Repository:
     """What one attempt at a command reads. Implements `domain.commands.Ledger`.
 
@@ -135,8 +124,7 @@ class Repository:
         self.cached_in = cache.writer_session
         self.used_stale = False
         self.loaded: dict[int, Loaded] = {}
-        self._claims = _Hashes()
-        self._claims.keys_of_ledger = keys
+        self._claims: dict[tuple[str, str], bytes] = {}
 
     def creator(self, creator_id: str) -> Coroutine[Any, Any, Creator | None]:
         """Load a creator by claim."""
@@ -204,10 +192,13 @@ class Repository:
 
     def claim(self, kind: str, name: str) -> bytes:
         """Hash a name that one stream can claim; each is hashed once."""
-        return self._claims[kind, name]
+        claim = self._claims.get((kind, name))
+        if claim is None:
+            claim = self._claims[kind, name] = self._keys.claim(kind, name)
+        return claim
 
     async def _claimed(self, kind: str, name: str, *, else_read: bool) -> AnyAggregate | None:
-        claim = self._claims[kind, name]
+        claim = self.claim(kind, name)
         if self._allow_stale:
             holder = self._cache.holder(self._ledger_id, claim)
             if holder is not None:

@@ -50,14 +50,16 @@ RUN_S: Final = 4.0
 CREATORS: Final = 200
 YOUNG: Final = 5_000
 AT_ONCE: Final = 50
+# More than there are codes, and with no divisor that is theirs: in each round, a number draws another code.
+DRAWN: Final = 10_007
 HASH: Final = b"0" * 16
 
 
 class Load:
     """Commands as a busy platform sends them, on one ledger.
 
-    It runs on the processor that it measures, as no client of an API does, so its own work is kept small: names are
-    numbered instead of drawn.
+    It runs on the processor that it measures, as no client of an API does, so its own work is kept small: what is
+    drawn by lot is drawn beforehand, and names are numbered.
     """
 
     def __init__(self, handler: CommandHandler, ledger_id: int, key_id: UUID) -> None:
@@ -65,8 +67,9 @@ class Load:
         self._ledger_id = ledger_id
         self._actor = Actor(str(key_id), "operator")
         self._numbers = itertools.count()
-        # What begins each name, so that no other load has the same.
+        # No other load has the same secrets, videos and idempotency keys.
         self._own = random.randbytes(8).hex()
+        self._drawn = itertools.cycle([random.getrandbits(32) for _ in range(DRAWN)])
         # The latest ones, each in the place of the one YOUNG before it; and those that were never extended.
         self._codes: list[tuple[UUID, Sealed]] = []
         self._issued = itertools.count()
@@ -94,10 +97,10 @@ class Load:
             case 0 | 1:
                 await self._issue()
             case 2:
-                code, _ = self._some_code(number // 5)
+                code, _ = self._some_code()
                 share = Share(f"brand-{number}", "dm")
                 await self._execute(
-                    number,
+                    f"{self._own}{number}",
                     lambda ledger, when: commands.share(
                         ledger, code, share, None, if_match=None, authorize=anyone, when=when
                     ),
@@ -105,33 +108,34 @@ class Load:
             case 3:
                 code = self._never_extended.popleft()
                 await self._execute(
-                    number,
+                    f"{self._own}{number}",
                     lambda ledger, when: commands.extend(
                         ledger, self._policy, code, days=60, expires_at=None, if_match=None, authorize=anyone, when=when
                     ),
                 )
             case _:
-                _, secret = self._some_code(number // 5 + YOUNG // 2)  # not the one that is being shared
+                _, secret = self._some_code()
                 advertiser = f"advertiser-{number}"
                 await self._execute(
-                    number, lambda ledger, when: commands.redeem(ledger, secret, advertiser, frozenset(), when=when)
+                    f"{self._own}{number}",
+                    lambda ledger, when: commands.redeem(ledger, secret, advertiser, frozenset(), when=when),
                 )
 
-    def _some_code(self, turn: int) -> tuple[UUID, Sealed]:
-        """Return one of the codes; all have their turn, out of order."""
-        return self._codes[turn * 7919 % len(self._codes)]
+    def _some_code(self) -> tuple[UUID, Sealed]:
+        return self._codes[next(self._drawn) % len(self._codes)]
 
     async def _issue(self) -> None:
-        issued = next(self._issued)
+        issued, drawn = next(self._issued), next(self._drawn)
         code_id, secret = uuid7(), Sealed(f"#{self._own}{issued:048x}")
         done: CommandResult[Code] = await self._execute(
-            -1 - issued,
+            f"issue-{self._own}{issued}",
             lambda ledger, when: commands.generate(
                 ledger,
                 self._policy,
                 code_id=code_id,
-                creator_id=f"creator-{issued % CREATORS}",
-                video_id=f"video-{self._own}{issued}",
+                creator_id=f"creator-{drawn % CREATORS}",
+                # What is drawn comes first, so that the indexes of views grow everywhere, and not at their ends alone.
+                video_id=f"video-{drawn:08x}{self._own}{issued}",
                 terms_version="2026-01",
                 days=30,
                 starts_at=None,
@@ -147,10 +151,8 @@ class Load:
         else:
             self._codes[issued % YOUNG] = code_id, secret
 
-    def _execute(self, number: int, decide: Callable[..., Awaitable[Any]]) -> Awaitable[Any]:
-        request = CommandMetadata(
-            self._ledger_id, self._actor, idempotency_key=f"{self._own}{number}", request_hash=HASH
-        )
+    def _execute(self, idempotency_key: str, decide: Callable[..., Awaitable[Any]]) -> Awaitable[Any]:
+        request = CommandMetadata(self._ledger_id, self._actor, idempotency_key=idempotency_key, request_hash=HASH)
         return self._handler.handle(request, decide)
 
 
@@ -167,10 +169,11 @@ async def rate(load: Load, in_flight: int, seconds: float = RUN_S) -> float:
             done += 1
 
     began = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(in_flight)))
-    took = time.perf_counter() - began
-    await cancelled([collecting])
-    return done / took
+    try:
+        await asyncio.gather(*(one() for _ in range(in_flight)))
+        return done / (time.perf_counter() - began)
+    finally:
+        await cancelled([collecting])
 
 
 @asynccontextmanager

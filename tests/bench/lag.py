@@ -62,8 +62,8 @@ class Told(Load):
         super().__init__(handler, ledger_id, key_id)
         self.answered: Answered = []
 
-    async def _execute(self, number: int, decide: Callable[..., Awaitable[Any]]) -> Any:
-        done = await super()._execute(number, decide)
+    async def _execute(self, idempotency_key: str, decide: Callable[..., Awaitable[Any]]) -> Any:
+        done = await super()._execute(idempotency_key, decide)
         self.answered.append((done.position, time.monotonic()))
         return done
 

@@ -72,7 +72,7 @@ class Scene:
 
     @contextmanager
     def telling(self, name: str) -> Iterator[Program]:
-        """Run a process that tells stories until it is killed or stopped, from when it has sent its first command."""
+        """Run a process that tells stories until it is killed or stopped, once its first command is written down."""
         notebook = self.directory / f"{name}.jsonl"
         order = {
             "dsn": self.database.dsn(API),
