@@ -1283,8 +1283,9 @@ def demo() -> None:
     try:
         url = f"http://{settings.host}:{settings.port}"
         outcome = run_demo(url, key, lambda text: show(*text.split("\n")))
-        show("", f"To look at this ledger, make a key and sign in with it at {url}:")
-        show("    .venv/bin/sparkledger keys create --ledger demo --role auditor")
+        if outcome == 0:
+            show("", f"To look at this ledger, make a key and sign in with it at {url}:")
+            show("    .venv/bin/sparkledger keys create --ledger demo --role auditor")
     finally:
         # The key was only for this run.
         _with_database(lambda place, master: revoke_key(place.owner, master, "demo", minted.key_id), "demo", settings)

@@ -25,6 +25,7 @@ from infra.runtime import runtime
 from tests.conftest import TestDatabase
 from tests.infra.programs import ROOT
 from tests.keys import ERASURE_KEYS, master_key_of
+from tests.test_compose_commands import free_port
 
 Run = Callable[..., str]
 Find = Callable[[str], ApiKey | None]
@@ -65,6 +66,16 @@ def shown(output: str) -> str:
     found = re.search(r"shown only once: (slk_\w+)", output)
     assert found is not None
     return found[1]
+
+
+@pytest.mark.usefixtures("master")
+def test_a_demo_that_reaches_no_program_says_that_alone_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("SPARKLEDGER_PORT", str(port))
+    done = CliRunner().invoke(cli.app, ["demo"])
+    assert done.exit_code == 1
+    assert f"No response from http://127.0.0.1:{port}" in done.output
+    assert "To look at this ledger" not in done.output
 
 
 def test_a_key_is_made_listed_rotated_and_revoked(run: Run, find: Find) -> None:
