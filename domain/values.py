@@ -116,6 +116,7 @@ class Policy:
         return _longest(self.allowed_days)
 
 
+# Each new code is compared with it, and the policy stays the same.
 @cache
 def _longest(allowed_days: tuple[int, ...]) -> timedelta:
     return timedelta(days=max(allowed_days))

@@ -50,7 +50,7 @@ RUN_S: Final = 4.0
 CREATORS: Final = 200
 YOUNG: Final = 5_000
 AT_ONCE: Final = 50
-# More than there are codes, and with no divisor that is theirs: in each round, a number draws another code.
+# A prime, and more than there are codes: in each round, the same numbers draw other codes.
 DRAWN: Final = 10_007
 HASH: Final = b"0" * 16
 

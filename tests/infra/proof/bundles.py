@@ -25,7 +25,7 @@ from api.spreadsheet_cells import csv_lines
 from domain.log_entry import Bytes, StoredEvent, entry_of, hashed
 from domain.merkle import inclusion_parts, leaf_hash, range_parts, root_of
 from domain.recorded import RecordedEvent
-from infra.eventstore.serialization import stored_form
+from infra.eventstore.serialization import clear_body
 from infra.proof import verify
 from infra.proof.checkpoints import Checkpoint, LogSigner
 from infra.proof.event_check import Doubtful, SpreadReading
@@ -218,7 +218,7 @@ def spread(path: Path, **options: Any) -> verify.Report:
 
 def row_of(recorded: RecordedEvent, sealed: Mapping[str, Any] | None = None) -> EvidenceRow:
     """Return the row of an event as a ledger stores it."""
-    body = stored_form(recorded.event)[2]
+    body = clear_body(recorded.event)
     part = None if sealed is None else Bytes(64, hashed(repr(sorted(sealed)).encode()).sha256)
     event = StoredEvent(
         position=recorded.position,
